@@ -1,0 +1,123 @@
+# `make help` lists what there is. Everything is installed into .venv, nothing outside this folder.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+# The Python to make .venv with; looked for where it isn't given.
+PYTHON ?=
+# Passed on by run, test and bench.
+ARGS ?=
+# How long `make fuzz` tries each target.
+FUZZ_SECONDS ?= 60
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+# The lists are whole; without --no-deps pip would complain of what the carriers name and nobody uses.
+LOCKED := $(PIP) --require-hashes --only-binary=:all: --no-deps
+UV := uv==0.13.8
+
+# Stamps: what was installed, for which lists.
+VENV := .venv/.stamp-venv
+LOCAL := .venv/.stamp-local
+DEV := .venv/.stamp-dev
+BENCH := .venv/.stamp-bench
+
+PROTO_IMPORTS := build/protos
+BUS_PROTOS := $(wildcard protos/headrace/bus/v1/*.proto)
+
+.PHONY: help setup run test check lint types imports protos stubs gen requirements fuzz bench clean
+
+help: ## List the commands
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
+
+$(VENV):
+	@python=$$(scripts/find-python $(PYTHON)); echo "setting up .venv with $$python"; "$$python" -m venv .venv
+	@touch $@
+
+$(LOCAL): $(VENV) requirements/local.txt requirements/carriers.txt requirements/build.txt pyproject.toml
+	@echo "installing what Headrace needs (about a minute the first time)"
+	@$(LOCKED) -r requirements/local.txt
+	@$(LOCKED) -r requirements/carriers.txt
+	@$(LOCKED) -r requirements/build.txt
+	@$(PIP) --no-index --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(DEV): $(LOCAL) requirements/dev.txt
+	@echo "installing what its tests and checks need"
+	@$(LOCKED) -r requirements/dev.txt
+	@touch $@
+
+$(BENCH): $(DEV) requirements/bench.txt
+	@$(LOCKED) -r requirements/bench.txt
+	@touch $@
+
+setup: $(DEV) ## Set up .venv for development, without running anything
+
+run: $(LOCAL) ## Start the whole stack on this machine; options as ARGS="--replicas 2"
+	@exec $(BIN)/headrace up $(ARGS)
+
+test: $(DEV) ## Run the tests; pytest's options as ARGS="-k registry"
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: lint types imports protos stubs ## Check style, types, imports and protos
+
+lint: $(DEV)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(DEV)
+	$(BIN)/mypy
+
+imports: $(DEV)
+	$(BIN)/lint-imports
+
+protos: $(PROTO_IMPORTS)
+	$(BIN)/buf lint
+	scripts/check-breaking $(BIN)/buf $(PROTO_IMPORTS)
+
+stubs: $(DEV)
+	rm -rf build/stubs
+	mkdir -p build/stubs
+	$(call generate,build/stubs)
+	scripts/check-stubs build/stubs
+
+gen: $(DEV) ## Generate the stubs in headrace/ from protos/
+	$(call generate,.)
+
+# Only the reply service is a service: the other protos' gRPC stubs would be empty files.
+define generate
+$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=$(1) --pyi_out=$(1) $(BUS_PROTOS)
+$(BIN)/python -m grpc_tools.protoc -Iprotos --grpc_python_out=$(1) protos/headrace/bus/v1/reply.proto
+endef
+
+# buf has no path to look imports up in, only modules: this is one, with the two files that ours import.
+$(PROTO_IMPORTS): $(DEV)
+	mkdir -p $@/google/api
+	cp $$($(BIN)/python -c 'import google.api as api; print(*api.__path__)')/{annotations,http}.proto $@/google/api/
+	touch $@
+
+COMPILE = $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-emit-find-links --custom-compile-command 'make requirements'
+
+requirements: $(VENV) ## Bring the pinned versions in requirements/ up to date with pyproject.toml
+	$(PIP) $(UV)
+	$(COMPILE) $(ARGS) --extra local --group dev --output-file requirements/dev.txt
+	$(COMPILE) --extra local --constraint requirements/dev.txt --output-file requirements/local.txt
+	$(COMPILE) --constraint requirements/dev.txt --output-file requirements/runtime.txt
+	$(COMPILE:pyproject.toml=) --group build --constraint requirements/dev.txt --output-file requirements/build.txt
+	$(COMPILE:pyproject.toml=) --group carriers --no-deps --output-file requirements/carriers.txt
+	$(COMPILE:pyproject.toml=) --group bench --no-deps --output-file requirements/bench.txt
+
+fuzz: $(DEV) ## Try random input on the parsers; how long as FUZZ_SECONDS=600
+	@for target in tests/fuzz/fuzz_*.py; do \
+		echo "$$target, $(FUZZ_SECONDS) s"; \
+		$(BIN)/python "$$target" -max_total_time=$(FUZZ_SECONDS); \
+	done
+
+bench: $(BENCH) ## Measure against the peers; options as ARGS="--rounds 4"
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+clean: ## Remove .venv and all that was built
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage*

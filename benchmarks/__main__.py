@@ -1,0 +1,135 @@
+"""The benchmark's command: `python -m benchmarks --help`."""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+from benchmarks import machine, report
+from benchmarks.cases import CASES, Case
+from benchmarks.command import (
+    CHECKOUT,
+    add_stack_options,
+    alone,
+    check_stack_options,
+    run_to_end,
+    say,
+    start_headrace,
+    start_triton,
+)
+from benchmarks.load import load_generator
+from benchmarks.peers import Peer, envoy, mlserver, raw_proxy
+from benchmarks.perf_analyzer import p50_ms
+from benchmarks.rounds import measure_all
+
+_PEERS = ("triton", "envoy", "raw-proxy", "raw-proxy-malloc", "mlserver", "mlserver-lean", "headrace")
+_QUICK_SCALE = 1 / 6
+_EXAMPLES = """examples:
+  python -m benchmarks                                 everything, about 15 minutes
+  python -m benchmarks --quick                         the same in 2 minutes, rougher
+  python -m benchmarks --peers raw-proxy,headrace --cases 32,128 --rounds 6
+  python -m benchmarks --triton 127.0.0.1:9001 --headrace 127.0.0.1:8001 --key KEY \\
+      --pids triton=101,gateway=102,router=103,broker=104
+
+peers: triton (called directly), envoy (a plain proxy), raw-proxy (a minimal grpc.aio proxy), raw-proxy-malloc (the same
+under the allocator settings that Headrace runs with), mlserver (an identity model, as it ships), mlserver-lean (with
+everything off that it can do without), headrace (headrace up).
+"""
+
+
+def _arguments(words: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Measure Headrace against its peers, in turns, on this machine's loopback.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--rounds", type=int, help="how often every peer has its turn (default 4; 2 with --quick)")
+    parser.add_argument("--quick", action="store_true", help="a sixth of the calls")
+    parser.add_argument("--scale", type=float, default=1.0, help="multiply every case's number of calls (default 1)")
+    parser.add_argument("--peers", default=",".join(_PEERS), help="default: %(default)s")
+    parser.add_argument("--cases", default="", help="only these: numbers in flight, or sizes, such as `32,4 MiB`")
+    parser.add_argument(
+        "--perf-analyzer", action="store_true", help="take p50 at 1 in flight with NVIDIA's client as well"
+    )
+    add_stack_options(parser)
+    parser.add_argument("--results", type=Path, default=CHECKOUT / "benchmarks" / "results", help="where results go")
+    parser.add_argument("--no-results", action="store_true", help="print the tables only")
+    asked = parser.parse_args(words)
+    check_stack_options(parser, asked)
+    asked.rounds = asked.rounds or (2 if asked.quick else 4)
+    asked.scale *= _QUICK_SCALE if asked.quick else 1
+    asked.cases = [case for case in CASES if _wanted(case, asked.cases)]
+    asked.peers = asked.peers.split(",")
+    if unknown := set(asked.peers) - set(_PEERS):
+        parser.error(f"unknown peers: {', '.join(sorted(unknown))}; there are {', '.join(_PEERS)}")
+    if not asked.cases or asked.rounds < 1 or asked.scale <= 0:
+        parser.error("nothing to measure: check --cases, --rounds and --scale")
+    return asked
+
+
+def _wanted(case: Case, asked: str) -> bool:
+    words = [word.strip() for word in asked.split(",") if word.strip()]
+    return not words or any(word in (str(case.in_flight), case.name.partition(",")[0]) for word in words)
+
+
+async def _start_peers(asked: argparse.Namespace, owned: AsyncExitStack) -> list[Peer]:
+    """Start everything that is wanted and leave it up: an idle peer costs next to nothing, a new start much."""
+    build, enter = asked.build, owned.enter_async_context
+    say("starting Triton")
+    direct = await start_triton(asked, owned)
+    peers = []
+    for name in _PEERS:
+        if name not in asked.peers:
+            continue
+        say(f"starting {name}")
+        match name:
+            case "triton":
+                peers.append(direct)
+            case "envoy":
+                peers.append(await enter(envoy.start(build, direct)))
+            case "raw-proxy" | "raw-proxy-malloc":
+                peers.append(await enter(raw_proxy.start(build, direct, keep_memory=name.endswith("malloc"))))
+            case "mlserver" | "mlserver-lean":
+                peers.append(await enter(mlserver.start(build, lean=name.endswith("lean"))))
+            case "headrace":
+                peers.append(await start_headrace(asked, owned, direct))
+    return peers
+
+
+async def _run(asked: argparse.Namespace, command: str) -> int:
+    async with AsyncExitStack() as owned:
+        owned.enter_context(alone(asked.build))
+        peers = await _start_peers(asked, owned)
+        load = await owned.enter_async_context(load_generator(asked.build / "logs"))
+        second_client = partial(p50_ms, logs=asked.build / "logs") if asked.perf_analyzer else None
+        measurements = await measure_all(
+            load, peers, asked.cases, rounds=asked.rounds, scale=asked.scale, second_client=second_client, tell=say
+        )
+    now, commit = datetime.now(UTC), machine.commit()
+    about = {"date": f"{now:%Y-%m-%d %H:%M} UTC", "commit": commit, **machine.describe()}
+    for peer in peers:
+        about |= peer.about
+    page = report.markdown(measurements, asked.cases, about=about, command=command)
+    sys.stdout.write(page)
+    if not asked.no_results:
+        asked.results.mkdir(parents=True, exist_ok=True)
+        target = asked.results / f"{now:%Y-%m-%d}-{commit}"
+        target.with_suffix(".md").write_text(page)
+        data = report.as_json(measurements, asked.cases, about=about, command=command)
+        target.with_suffix(".json").write_text(data)
+        say(f"written: {target}.md and .json")
+    return 0
+
+
+def main(words: Sequence[str]) -> int:
+    """Run the benchmark; 0 when every window was measured, 1 with one line of explanation otherwise."""
+    return run_to_end(_run(_arguments(words), shlex.join(["python", "-m", "benchmarks", *words])))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,174 @@
+"""Load, unload, trace and log settings: to every live router of the pool, down the reply streams, for admins only.
+
+All routers answer, and a partial failure is told. What a call changed is visible to its caller: a load returns when a
+router takes calls of the model, an unload when none does.
+"""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+
+from google.protobuf.message import DecodeError, Message
+from tritonclient.grpc import service_pb2 as oip
+
+from gateway.errors import (
+    AdminPartialFailure,
+    AdminTimeout,
+    Internal,
+    NoLiveRouter,
+    RequestMalformed,
+    RouterLost,
+    TritonLost,
+)
+from gateway.identity import ADMIN, Identify
+from gateway.infer import pass_on
+from gateway.registry import Registry, Router
+from gateway.status import Context, Handler, unary_bytes
+from headrace.bus.announcements import repository_key
+from headrace.bus.protocols import AnnouncementLog, AnswerHub, Failure, LogUnavailableError, Outcome, RouterLostError
+from headrace.bus.v1.announcement_pb2 import Announcement, RepositoryChange
+from headrace.bus.v1.reply_pb2 import ModelServerStatus
+
+SERVICE = "inference.GRPCInferenceService"
+_log = logging.getLogger(__name__)
+
+
+class Administration:
+    """The administrative methods."""
+
+    def __init__(
+        self,
+        *,
+        pool: str,
+        registry: Registry,
+        hub: AnswerHub,
+        announcements: AnnouncementLog,
+        identify: Identify,
+        seconds: Callable[[Context], float],
+    ) -> None:
+        self._pool = pool
+        self._registry = registry
+        self._hub = hub
+        self._announcements = announcements
+        self._identify = identify
+        self._seconds = seconds
+
+    def handlers(self) -> dict[str, Handler]:
+        """The methods, by name."""
+        methods = {
+            "RepositoryModelLoad": (oip.RepositoryModelLoadRequest, self._load),
+            "RepositoryModelUnload": (oip.RepositoryModelUnloadRequest, self._unload),
+            "TraceSetting": (oip.TraceSettingRequest, None),
+            "LogSettings": (oip.LogSettingsRequest, None),
+        }
+        return {method: self._handler(method, *parts) for method, parts in methods.items()}
+
+    def _handler(
+        self, method: str, request_class: type[Message], after: Callable[[bytes], Awaitable[None]] | None
+    ) -> Handler:
+        full = f"/{SERVICE}/{method}"
+
+        async def respond(request: bytes, context: Context) -> bytes:
+            caller = self._identify(context.invocation_metadata() or ())
+            caller.require(ADMIN, method=method)
+            _check(request, request_class)
+            outcome = await self._everywhere(full, request, self._seconds(context), after)
+            _log.info(
+                "%s by %s",
+                method,
+                caller.key_id,
+                extra={"event": "administered", "method": method, "key_id": caller.key_id, "tenant": caller.tenant},
+            )
+            return await pass_on(outcome, context)
+
+        return unary_bytes(full, respond)
+
+    async def _everywhere(
+        self, method: str, request: bytes, seconds: float, after: Callable[[bytes], Awaitable[None]] | None
+    ) -> bytes | ModelServerStatus:
+        routers = list(self._registry.live_routers())
+        if not routers:
+            raise NoLiveRouter("No router is alive, so no model server was asked. Try again, or ask the operator.")
+        expire = time.time_ns() // 1000 + int(seconds * 1e6)
+        tasks = [
+            asyncio.create_task(self._ask(router, method, request, expire), name=f"admin-{router.key.id}")
+            for router in routers
+        ]
+        try:
+            async with asyncio.timeout(seconds):
+                outcomes = await asyncio.gather(*tasks)
+                verdict = _verdict(outcomes)
+                if after is not None and isinstance(verdict, bytes):
+                    await after(request)
+                return verdict
+        except TimeoutError:
+            missing = sum(task.cancelled() or not task.done() for task in tasks)
+            raise _timed_out(missing, len(tasks)) from None
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _ask(self, router: Router, method: str, request: bytes, expire: int) -> Outcome | RouterLostError:
+        try:
+            return await self._hub.administer(router.key, method, request, expire)
+        except RouterLostError as exc:
+            return exc
+
+    async def _load(self, request: bytes) -> None:
+        name = oip.RepositoryModelLoadRequest.FromString(request).model_name
+        await self._remember(name, loaded=True)
+        await self._registry.wait_for(
+            lambda: (model := self._registry.models.get(name)) is not None and bool(model.owners)
+        )
+
+    async def _unload(self, request: bytes) -> None:
+        name = oip.RepositoryModelUnloadRequest.FromString(request).model_name
+        await self._remember(name, loaded=False)
+        await self._registry.wait_for(lambda: (model := self._registry.models.get(name)) is None or not model.ready)
+
+    async def _remember(self, model: str, *, loaded: bool) -> None:
+        """So that a restarted Triton gets the set that its pool had."""
+        change = Announcement(repository_change=RepositoryChange(model=model, loaded=loaded))
+        try:
+            await self._announcements.announce(repository_key(self._pool, model), change)
+        except LogUnavailableError as exc:
+            _log.warning("not remembered: %s", exc, extra={"event": "repository_change_lost", "model": model})
+
+
+def _check(request: bytes, request_class: type[Message]) -> None:
+    """Triton has no better word than INTERNAL for what is no message."""
+    try:
+        request_class.FromString(request)
+    except DecodeError:
+        raise RequestMalformed from None
+
+
+def _verdict(outcomes: list[Outcome | RouterLostError]) -> bytes | ModelServerStatus:
+    """One answer from many: what all say alike, or the telling of who failed."""
+    failed = [outcome for outcome in outcomes if not isinstance(outcome, bytes)]
+    if not failed:
+        return next(outcome for outcome in outcomes if isinstance(outcome, bytes))
+    expired = outcomes.count(Failure.EXPIRED)
+    if expired:
+        raise _timed_out(expired, len(outcomes))
+    first = failed[0]
+    if len(failed) == len(outcomes):
+        if isinstance(first, RouterLostError):
+            raise RouterLost
+        if isinstance(first, Failure):
+            raise TritonLost if first is Failure.TRITON_LOST else Internal(call_id=secrets.token_hex(16))
+        return first
+    text = first.name if isinstance(first, Failure) else getattr(first, "message", "") or "the router is gone"
+    raise AdminPartialFailure(failed=str(len(failed)), asked=str(len(outcomes)), first_failure=text)
+
+
+def _timed_out(missing: int, asked: int) -> AdminTimeout:
+    if missing:
+        return AdminTimeout(missing=str(missing), asked=str(asked))
+    return AdminTimeout(
+        "Every model server did as asked, and no router has told of it in time. Look, then call again.",
+        missing="0",
+        asked=str(asked),
+    )

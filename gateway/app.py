@@ -1,0 +1,276 @@
+"""The gateway's composition root: what it is made of, in the order in which it depends on each other."""
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+
+import grpc
+
+from gateway import catalog
+from gateway.administration import SERVICE, Administration
+from gateway.calls import WaitingCalls
+from gateway.catalog import Catalog
+from gateway.edge import CallHandlers, edge_server, open_port
+from gateway.errors import ShuttingDown
+from gateway.health import SERVICE as HEALTH_SERVICE
+from gateway.health import Health
+from gateway.identity import DevelopmentKey, Identify, KeyFile, Verify, identify_by
+from gateway.infer import CallTerms, ModelInfer
+from gateway.metrics import instruments
+from gateway.reflection import Reflection
+from gateway.registry import Registry
+from gateway.settings import GatewaySettings, IdentitySettings
+from gateway.status import Context, Handler, UnknownMethods
+from headrace.bus.announcements import gateway_key
+from headrace.bus.answers.hub import GrpcAnswerHub
+from headrace.bus.answers.wire import Trust
+from headrace.bus.beacon import Beacon
+from headrace.bus.control import KafkaAnnouncements, TopicMissingError, Topics, until_announcements
+from headrace.bus.log import KafkaPublisher
+from headrace.bus.protocols import LogUnavailableError, Outcome, RouterKey
+from headrace.bus.v1.announcement_pb2 import ROUTER_STATE_LEAVING, Announcement, GatewayHeartbeat
+from headrace.runtime import logs
+from headrace.runtime.admin_http import Readiness, admin_http
+from headrace.runtime.lifecycle import Background, Unstartable, serve_until, unless
+from headrace.runtime.telemetry import Telemetry
+
+_TICK_SECONDS = 0.25
+_GOODBYE_SECONDS = 2.0
+_LAST_WORD_SECONDS = 1.0  # for what was just refused, and for bodies that were still being read
+_log = logging.getLogger(__name__)
+
+
+async def serve(settings: GatewaySettings, stop: asyncio.Event) -> None:
+    """Run until told to stop; then say NOT_SERVING, let calls end, and close the port last."""
+    logs.configure(settings.log, process="gateway")
+    gateway = Gateway(settings, identify_from(settings.gateway.identity))
+    async with AsyncExitStack() as owned:
+        await gateway.start(owned, stop)
+        if stop.is_set():
+            return
+        await serve_until(stop, gateway.background.failed())
+        await gateway.drain()
+
+
+def identify_from(settings: IdentitySettings) -> Identify:
+    """Who may call, by the settings. Raises SettingsError."""
+    verifiers: list[Verify] = []
+    if settings.key_file is not None:
+        verifiers.append(KeyFile(settings.key_file))
+    if settings.development_key_file is not None:
+        verifiers.append(DevelopmentKey(settings.development_key_file))
+    return identify_by(*verifiers)
+
+
+class Gateway:
+    """The parts, and what passes between them."""
+
+    def __init__(self, settings: GatewaySettings, identify: Identify) -> None:
+        own = settings.gateway
+        limit = settings.topics.max_message_bytes
+        self._settings = settings
+        self._identify = identify
+        self._id = own.id or socket.gethostname()
+        self._incarnation = int.from_bytes(os.urandom(8))
+        self._client_id = f"headrace-gateway-{self._id}"
+        self._pool = settings.pool.name
+        self._leaving = False
+        self._caught_up = asyncio.Event()
+        self._silent: set[RouterKey] = set()
+        self._registry = Registry(pool=self._pool, gateway_id=self._id, incarnation=self._incarnation)
+        self._health = Health(self._registry, identify)
+        self._calls = WaitingCalls(max_calls=own.bounds.calls, max_bytes=own.bounds.request_bytes)
+        self._hub = GrpcAnswerHub(
+            incarnation=self._incarnation,
+            pool=self._pool,
+            trust=self._trust(),
+            max_message_bytes=limit,
+            events=self,
+        )
+        self._announcements = KafkaAnnouncements(settings.kafka, client_id=self._client_id)
+        self._publisher = KafkaPublisher(
+            settings.kafka,
+            client_id=self._client_id,
+            max_message_bytes=limit,
+            delivery_seconds=min(own.delivery_seconds, own.deadlines.maximum_seconds),
+            on_failure=self._calls.publish_failed,
+        )
+        self.background = Background()
+
+    async def start(self, owned: AsyncExitStack, stop: asyncio.Event) -> None:
+        """Enter the parts; leaving the stack takes them down in reverse. Returns early when told to stop."""
+        own = self._settings.gateway
+        enter = owned.enter_async_context
+        try:
+            reply_port = self._hub.bind(own.reply.host, own.reply.port)
+        except OSError as exc:
+            raise Unstartable(f"{exc} (reply port): it is in use, or not ours; set another one") from None
+        host = own.reply.advertised_host or own.reply.host
+        self._reply_address = f"[{host}]:{reply_port}" if ":" in host else f"{host}:{reply_port}"
+        self._infer = ModelInfer(
+            terms=CallTerms(
+                pool=self._pool,
+                reply_address=self._reply_address,
+                incarnation=self._incarnation,
+                default_deadline_seconds=own.deadlines.default_seconds,
+                maximum_deadline_seconds=own.deadlines.maximum_seconds,
+                max_message_bytes=self._settings.topics.max_message_bytes,
+                pool_may_sleep=own.pool_may_sleep,
+            ),
+            registry=self._registry,
+            calls=self._calls,
+            publisher=self._publisher,
+            hub=self._hub,
+        )
+        self._call_handlers = CallHandlers(self._identify, self._infer.handler, self._methods(), full=self._calls.full)
+        server = edge_server(self._settings.topics.max_message_bytes, self._handlers())
+        port = open_port(server, own.grpc)
+        telemetry = Telemetry(*instruments(self._registry, self._calls, self._infer))
+        await enter(admin_http(own.admin.host, own.admin.port, readiness=self._readiness, metrics=telemetry.scrape))
+        await enter(self._hub)
+        # The port answers at once, with NOT_SERVING and refusals: a broker that is away is told, not waited for.
+        owned.push_async_callback(server.stop, _LAST_WORD_SECONDS)
+        await server.start()
+        if not await unless(stop, self._broker_ready()):
+            return
+        await enter(self._announcements)
+        await enter(self._publisher)
+        beacon = Beacon(self._announcements, key=gateway_key(self._id), heartbeat=self._heartbeat)
+        owned.push_async_callback(self._goodbye, beacon)
+        await enter(self.background)
+        owned.callback(self._registry.subscribe(self._models_changed))
+        self.background.spawn("announcements", self._follow())
+        self.background.spawn("beacon", beacon.keep())
+        self.background.spawn("clock", self._tick())
+        _log.info("gateway %s listens on port %d", self._id, port, extra={"event": "gateway_started", "port": port})
+
+    async def drain(self) -> None:
+        """NOT_SERVING first, so that balancers look elsewhere; then refuse what is new, and let what runs end."""
+        drain = self._settings.gateway.drain
+        self._leaving = True
+        self._health.drain()
+        _log.info("leaving", extra={"event": "gateway_leaving", "calls": len(self._calls)})
+        await asyncio.sleep(drain.notice_seconds)  # a notice is a length of time
+        self._call_handlers.closing = True
+        try:
+            async with asyncio.timeout(drain.grace_seconds):
+                await self._calls.drained()
+        except TimeoutError:
+            _log.warning("calls were cut off", extra={"event": "calls_cut", "calls": len(self._calls)})
+            self._calls.refuse_all(ShuttingDown, self._infer.abandon)
+        self._health.close()
+
+    def _methods(self) -> dict[str, Handler]:
+        administration = Administration(
+            pool=self._pool,
+            registry=self._registry,
+            hub=self._hub,
+            announcements=self._announcements,
+            identify=self._identify,
+            seconds=self._seconds,
+        )
+        own = Catalog(self._registry, pool_may_sleep=self._settings.gateway.pool_may_sleep)
+        methods = catalog.handlers(own, self._identify) | administration.handlers()
+        return {f"/{SERVICE}/{name}": handler for name, handler in methods.items()}
+
+    def _handlers(self) -> list[grpc.GenericRpcHandler]:
+        return [
+            self._call_handlers,
+            grpc.method_handlers_generic_handler(HEALTH_SERVICE, self._health.handlers()),
+            *Reflection([SERVICE, HEALTH_SERVICE]).generic_handlers(),
+            UnknownMethods(),
+        ]
+
+    def _seconds(self, context: Context) -> float:
+        deadlines = self._settings.gateway.deadlines
+        remaining: float | None = context.time_remaining()  # typed as if every caller brought a deadline
+        return min(deadlines.default_seconds if remaining is None else remaining, deadlines.maximum_seconds)
+
+    def _trust(self) -> Trust:
+        trust = Trust(self._settings.reply_trust)
+        host = self._settings.gateway.reply.host
+        if not trust.may_be_plain(loopback=host in {"127.0.0.1", "::1", "localhost"}):
+            raise Unstartable(
+                f"the reply port on {host} would take a secret unencrypted: set the HEADRACE_REPLY_TRUST__TLS_… files,"
+                " or HEADRACE_REPLY_TRUST__ALLOW_SECRET_WITHOUT_TLS=true"
+            )
+        return trust
+
+    async def _broker_ready(self) -> None:
+        topics = Topics(self._settings.kafka, self._settings.topics, client_id=self._client_id)
+        try:
+            await until_announcements(self._settings.kafka, topics, self._client_id)
+        except TopicMissingError as exc:
+            raise Unstartable(str(exc)) from None
+
+    async def _goodbye(self, beacon: Beacon) -> None:
+        try:
+            async with asyncio.timeout(_GOODBYE_SECONDS):
+                await beacon.leave()
+        except (TimeoutError, LogUnavailableError):
+            _log.warning("left without a word: the log is away", extra={"event": "goodbye_failed"})
+
+    def _heartbeat(self, beat: int) -> Announcement:
+        return Announcement(
+            gateway=GatewayHeartbeat(reply_address=self._reply_address, incarnation=self._incarnation, beat=beat)
+        )
+
+    def _readiness(self) -> Readiness:
+        if self._leaving:
+            return Readiness(ready=False, text="leaving")
+        if not self._caught_up.is_set():
+            return Readiness(ready=False, text="the broker does not answer yet")
+        return Readiness(ready=True, text="ready")
+
+    # What the routers say (HubEvents).
+
+    def answered(self, call_id: bytes, attempt: int, outcome: Outcome) -> None:
+        """See HubEvents.answered."""
+        self._calls.answered(call_id, attempt, outcome)
+
+    def attached(self, router: RouterKey) -> None:
+        """See HubEvents.attached."""
+        self._registry.attached(router)
+
+    def detached(self, router: RouterKey) -> None:
+        """See HubEvents.detached: a broken stream is acted upon at once."""
+        known = self._registry.routers.get(router.id)
+        left = known is None or (known.key == router and known.heartbeat.state == ROUTER_STATE_LEAVING)
+        self._registry.detached(router)
+        if left:
+            self._calls.router_left(router, self._infer.abandon)
+        else:
+            self._calls.router_lost(router, self._infer.abandon)
+
+    # What the announcements say.
+
+    async def _follow(self) -> None:
+        clock: Callable[[], float] = asyncio.get_running_loop().time
+        async for said in self._announcements.read():
+            if said is None:
+                self._caught_up.set()
+                self._registry.complete = True
+                self._health.serve()
+            else:
+                self._registry.apply(*said, clock())
+
+    def _models_changed(self, models: frozenset[str]) -> None:
+        self._calls.owners_changed(models, self._owner_of)
+
+    def _owner_of(self, model: str, partition: int) -> RouterKey | None:
+        known = self._registry.models.get(model)
+        owners = known.owners if known is not None else ()
+        return next((owner.router for owner in owners if partition in owner.partitions), None)
+
+    async def _tick(self) -> None:
+        clock = asyncio.get_running_loop().time
+        while True:
+            await asyncio.sleep(_TICK_SECONDS)  # a clock
+            self._registry.advance(clock())
+            silent = {router.key for router in self._registry.routers.values() if router.silent}
+            for router in silent - self._silent:
+                self._calls.router_lost(router, self._infer.abandon)
+            self._silent = silent

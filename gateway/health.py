@@ -1,0 +1,123 @@
+"""`grpc.health.v1.Health`: how this gateway is, and how each model is, for probes, balancers and client stubs.
+
+`""` and the inference service stand for the gateway, and are answered to anyone; models are answered by name, and only
+to callers with a key: to others they do not exist. Not the servicer that comes with grpcio: its Watch goes silent for
+everyone as soon as one watcher leaves.
+"""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Iterable
+
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+
+from gateway.catalog import SERVICE as INFERENCE_SERVICE
+from gateway.errors import CredentialRefused, GatewayFull, ServiceUnknown, ShuttingDown
+from gateway.identity import Identify
+from gateway.registry import Registry
+from gateway.status import Context, Handler, streamed, unary
+
+SERVICE = "grpc.health.v1.Health"
+MAX_WATCHERS = 10_000
+
+_OWN = frozenset({"", INFERENCE_SERVICE})
+
+
+class Health:
+    """The health of a gateway and its models. NOT_SERVING until `serve`, and again from `drain` on."""
+
+    def __init__(self, registry: Registry, identify: Identify) -> None:
+        """Follows the registry for as long as both live."""
+        self._registry = registry
+        self._identify = identify
+        self._serving = False
+        self._closed = False
+        self._watchers: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
+        self._watcher_count = 0
+        registry.subscribe(self._wake)
+
+    def serve(self) -> None:
+        """The gateway takes calls from here on."""
+        self._serving = True
+        self._wake(self._watchers)
+
+    def drain(self) -> None:
+        """The gateway is about to leave: everything is NOT_SERVING, and watchers are told at once."""
+        self._serving = False
+        self._wake(self._watchers)
+
+    def close(self) -> None:
+        """End all watches, so that the server need not wait for them. Call it when calls are refused anyway."""
+        self._closed = True
+        self._wake(self._watchers)
+
+    @property
+    def watchers(self) -> int:
+        """How many watches stand."""
+        return self._watcher_count
+
+    def handlers(self) -> dict[str, Handler]:
+        """The methods of the health service, by name."""
+        return {
+            "Check": unary(f"/{SERVICE}/Check", HealthCheckRequest, self.check),
+            "Watch": streamed(f"/{SERVICE}/Watch", HealthCheckRequest, self.watch),
+        }
+
+    async def check(self, request: HealthCheckRequest, context: Context) -> HealthCheckResponse:
+        """The status now. Raises ServiceUnknown."""
+        visible = self._visible(request.service, context)
+        status = self._status(request.service) if visible else HealthCheckResponse.SERVICE_UNKNOWN
+        if status == HealthCheckResponse.SERVICE_UNKNOWN:
+            raise ServiceUnknown(service=request.service)
+        return HealthCheckResponse(status=status)
+
+    async def watch(self, request: HealthCheckRequest, context: Context) -> AsyncGenerator[HealthCheckResponse]:
+        """The status now, and again whenever it is another; a name that is not known yet is SERVICE_UNKNOWN.
+
+        A slow reader misses what lay between, never the newest.
+        """
+        if self._watcher_count >= MAX_WATCHERS:
+            raise GatewayFull
+        name = request.service
+        visible = self._visible(name, context)
+        changed = asyncio.Event()
+        told: int | None = None
+        self._watcher_count += 1
+        self._watchers[name].add(changed)
+        try:
+            while not self._closed:
+                changed.clear()
+                status = self._status(name) if visible else HealthCheckResponse.SERVICE_UNKNOWN
+                if status != told:
+                    told = status
+                    yield HealthCheckResponse(status=status)
+                else:
+                    await changed.wait()
+        finally:
+            self._watcher_count -= 1
+            self._watchers[name].discard(changed)
+            if not self._watchers[name]:
+                del self._watchers[name]
+        raise ShuttingDown
+
+    def _visible(self, name: str, context: Context) -> bool:
+        if name in _OWN:
+            return True
+        try:
+            self._identify(context.invocation_metadata() or ())
+        except CredentialRefused:
+            return False
+        return True
+
+    def _status(self, name: str) -> int:
+        if name in _OWN:
+            return HealthCheckResponse.SERVING if self._serving else HealthCheckResponse.NOT_SERVING
+        model = self._registry.models.get(name)
+        if model is None:
+            return HealthCheckResponse.SERVICE_UNKNOWN
+        return HealthCheckResponse.SERVING if self._serving and model.ready else HealthCheckResponse.NOT_SERVING
+
+    def _wake(self, names: Iterable[str]) -> None:
+        for name in names:
+            for changed in self._watchers.get(name, ()):
+                changed.set()

@@ -1,0 +1,189 @@
+"""Who is calling: API keys in metadata, `authorization: Bearer KEY` or `x-api-key: KEY`.
+
+The gateway knows one function, `Identify`; where keys come from is behind it. Here they come from a file of hashes, and
+on a laptop from one key in clear text. Keys appear in no log, error or repr. Refusals tell the caller how to send a
+key, and tell nobody whether a key's id exists.
+"""
+
+import hashlib
+import hmac
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from gateway.errors import KeyInvalid, KeyMissing, RoleRequired
+from headrace.runtime.settings import SettingsError, read_secret
+
+Metadata = Iterable[tuple[str, str | bytes]]
+"""What gRPC gives: keys in lower case, values as text, or as bytes where the key ends in `-bin`."""
+
+ADMIN = "admin"
+"""The role that loads and unloads models."""
+ROLES = frozenset({ADMIN})
+
+_LONGEST_CREDENTIAL = 512
+_KEY_ID = re.compile(r"[A-Za-z0-9-]{1,64}")
+_TENANT = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_PRINTABLE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")
+_NOBODY = bytes(32)
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """A caller who proved who it is."""
+
+    tenant: str
+    key_id: str
+    """Names the key, and is no secret."""
+    roles: frozenset[str] = frozenset()
+
+    def require(self, role: str, *, method: str) -> None:
+        """Raises RoleRequired unless the caller has the role."""
+        if role not in self.roles:
+            raise RoleRequired(method=method, role=role)
+
+
+Identify = Callable[[Metadata], Caller]
+"""Tells who sent the metadata. Raises KeyMissing or KeyInvalid. Runs on every call: microseconds, no waiting."""
+
+Verify = Callable[[str], Caller | None]
+"""Tells whose key a text is, in a time that does not depend on how close a wrong one is."""
+
+
+def identify_by(*verifiers: Verify) -> Identify:
+    """The callers that any of the verifiers knows; the first one that does counts."""
+
+    def identify(metadata: Metadata) -> Caller:
+        key = presented_key(metadata)
+        for verify in verifiers:
+            caller = verify(key)
+            if caller is not None:
+                return caller
+        raise KeyInvalid
+
+    return identify
+
+
+def presented_key(metadata: Metadata) -> str:
+    """The API key that a call presents. Raises KeyMissing, or KeyInvalid where it is doubtful what is meant."""
+    authorization = api_key = None
+    for name, value in metadata:
+        if name == "authorization":
+            if authorization is not None:
+                raise KeyInvalid
+            authorization = value
+        elif name == "x-api-key":
+            if api_key is not None:
+                raise KeyInvalid
+            api_key = value
+    key = api_key.strip() if isinstance(api_key, str) else api_key
+    if authorization is not None:
+        key = _bearer(authorization)
+        if api_key is not None and api_key != key:
+            raise KeyInvalid
+    if not key:
+        raise KeyMissing
+    if not isinstance(key, str) or len(key) > _LONGEST_CREDENTIAL:
+        raise KeyInvalid
+    return key
+
+
+def _bearer(authorization: str | bytes) -> str:
+    if not isinstance(authorization, str):
+        raise KeyInvalid
+    scheme, _, key = authorization.strip().partition(" ")
+    if scheme.lower() != "bearer":
+        raise KeyMissing
+    return key.strip()
+
+
+class KeyFile:
+    """Keys of the form `hr_<id>_<secret>`, known by the hash of their secret.
+
+    A TOML file with one table per key:
+
+        [keys.billing-1]
+        tenant = "billing"
+        roles = []
+        secret_sha256 = "…"  # 64 hexadecimal digits; the secret itself is random, so that one plain hash is enough
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Raises SettingsError, a line for every mistake in the file."""
+        self._keys = _read(path)
+
+    def __call__(self, key: str) -> Caller | None:
+        """The caller of a key."""
+        parts = key.split("_", 2)
+        known = self._keys.get(parts[1]) if len(parts) == 3 and parts[0] == "hr" else None  # noqa: PLR2004  the form
+        digest, caller = known if known is not None else (_NOBODY, None)
+        presented = hashlib.sha256(parts[-1].encode("utf-8", "surrogatepass")).digest()
+        return caller if hmac.compare_digest(digest, presented) else None
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+
+class DevelopmentKey:
+    """One key in clear text, any printable text, with every role: for a laptop."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises SettingsError where the file holds nothing that can be sent as metadata."""
+        key = read_secret(path)
+        if not _PRINTABLE.fullmatch(key) or len(key) > _LONGEST_CREDENTIAL:
+            raise SettingsError(
+                f"{path}: a key is one line of at most {_LONGEST_CREDENTIAL} printable ASCII characters"
+            )
+        self._digest = hashlib.sha256(key.encode()).digest()
+        self._caller = Caller(tenant="development", key_id="development", roles=ROLES)
+
+    def __call__(self, key: str) -> Caller | None:
+        """The caller of a key."""
+        presented = hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
+        return self._caller if hmac.compare_digest(self._digest, presented) else None
+
+
+def _read(path: Path) -> Mapping[str, tuple[bytes, Caller]]:
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
+        raise SettingsError(f"{path}: cannot be read as TOML: {exc}") from None
+    tables = document.pop("keys", None)
+    problems = [f"{name}: no such entry, only [keys.<id>] tables are known" for name in document]
+    keys: dict[str, tuple[bytes, Caller]] = {}
+    if not isinstance(tables, dict) or not tables:
+        problems.append("no keys: add a [keys.<id>] table, else nobody can call")
+    else:
+        for key_id, table in tables.items():
+            mistakes = _mistakes(key_id, table)
+            problems += [f"keys.{key_id}: {mistake}" for mistake in mistakes]
+            if not mistakes:
+                caller = Caller(table["tenant"], key_id, frozenset(table.get("roles", ())))
+                keys[key_id] = (bytes.fromhex(table["secret_sha256"]), caller)
+    if problems:
+        raise SettingsError("\n".join(f"{path}: {problem}" for problem in problems))
+    return keys
+
+
+def _mistakes(key_id: str, table: object) -> list[str]:
+    if not isinstance(table, dict):
+        return ["must be a table"]
+    found = []
+    if not _KEY_ID.fullmatch(key_id):
+        found.append("an id has 1 to 64 of A-Z a-z 0-9 -")
+    if not _matches(_TENANT, table.get("tenant")):
+        found.append("tenant must be 1 to 128 of A-Z a-z 0-9 . _ -")
+    if not _matches(_SHA256, table.get("secret_sha256")):
+        found.append("secret_sha256 must be 64 hexadecimal digits in lower case")
+    roles = table.get("roles", [])
+    if not isinstance(roles, list) or not all(isinstance(role, str) and role in ROLES for role in roles):
+        found.append(f"roles must be a list of {', '.join(sorted(ROLES))}")
+    found += [f"{name}: no such field" for name in table if name not in {"tenant", "roles", "secret_sha256"}]
+    return found
+
+
+def _matches(pattern: re.Pattern[str], value: object) -> bool:
+    return isinstance(value, str) and pattern.fullmatch(value) is not None

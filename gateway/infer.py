@@ -1,0 +1,242 @@
+"""ModelInfer: the call path. Route by a few fields, publish the bytes as they came, wait, answer with bytes.
+
+The delivery promise is kept here: while the caller waits the gateway holds the call; it is answered once, refused with
+a reason, or expired at its deadline, and a caller who leaves takes the call out of the queue.
+"""
+
+import asyncio
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from gateway.calls import Call, WaitingCalls, log_refusal
+from gateway.errors import (
+    AnswerTooLarge,
+    DeadlineExceeded,
+    GatewayStarting,
+    Internal,
+    LogUnavailable,
+    ModelNameInvalid,
+    ModelNotReady,
+    ModelUnknown,
+    NoLiveRouter,
+    Refusal,
+    RequestTooLarge,
+    RouterLost,
+    TritonLost,
+)
+from gateway.forwarding import forwarded
+from gateway.identity import Caller
+from gateway.placement import any_partition, least_loaded, partition
+from gateway.registry import Registry
+from gateway.routing_fields import routing_fields
+from gateway.status import abort, unforeseen
+from headrace.bus.envelope import envelope_base
+from headrace.bus.protocols import AnswerHub, Failure, LogError, RequestPublisher, RouterKey, TopicPartition
+from headrace.bus.topics import UnnameableModelError, request_topic
+from headrace.bus.v1.envelope_pb2 import METHOD_MODEL_INFER, Envelope
+from headrace.bus.v1.reply_pb2 import ModelServerStatus
+
+METHOD = "/inference.GRPCInferenceService/ModelInfer"
+CALL_ID_BYTES = 16
+_IDS_A_DRAW = 256
+
+Context = grpc.aio.ServicerContext[bytes, bytes]
+
+_UNSENDABLE = re.compile(rb"[^\x20-\x7e]")
+"""gRPC ends a call as INTERNAL rather than send these in a text."""
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
+_FAILURES: dict[Failure, Callable[[], Refusal]] = {
+    Failure.EXPIRED: DeadlineExceeded,
+    Failure.TRITON_LOST: TritonLost,
+    Failure.ANSWER_TOO_LARGE: AnswerTooLarge,
+    Failure.BAD_RECORD: Internal,
+    Failure.INTERNAL: Internal,
+    Failure.ROUTER_LEFT: RouterLost,
+}
+
+
+def random_ids() -> Callable[[], bytes]:
+    """Gives 128 random bits at each call. Drawn from the system in bulk: a draw is a system call."""
+    drawn: list[bytes] = []
+
+    def next_id() -> bytes:
+        if not drawn:
+            bulk = os.urandom(CALL_ID_BYTES * _IDS_A_DRAW)
+            drawn.extend(bulk[at : at + CALL_ID_BYTES] for at in range(0, len(bulk), CALL_ID_BYTES))
+        return drawn.pop()
+
+    return next_id
+
+
+async def pass_on(outcome: bytes | ModelServerStatus, context: Context) -> bytes:
+    """Give the caller what Triton answered, its own errors with their code, text and metadata unchanged."""
+    if isinstance(outcome, bytes):
+        return outcome
+    await context.abort(
+        _CODES.get(outcome.code, grpc.StatusCode.UNKNOWN),
+        outcome.message,
+        tuple(
+            (
+                entry.key,
+                entry.value if entry.key.endswith("-bin") else _UNSENDABLE.sub(b"?", entry.value).decode("ascii"),
+            )
+            for entry in outcome.trailing_metadata
+        ),
+    )
+    raise AssertionError("abort returned")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CallTerms:
+    """What holds for every call of this gateway."""
+
+    pool: str
+    reply_address: str
+    incarnation: int
+    default_deadline_seconds: float
+    maximum_deadline_seconds: float
+    max_message_bytes: int
+    pool_may_sleep: bool
+
+
+class ModelInfer:
+    """Answers ModelInfer."""
+
+    def __init__(
+        self,
+        *,
+        terms: CallTerms,
+        registry: Registry,
+        calls: WaitingCalls,
+        publisher: RequestPublisher,
+        hub: AnswerHub,
+    ) -> None:
+        self._terms = terms
+        self._registry = registry
+        self._calls = calls
+        self._publisher = publisher
+        self._hub = hub
+        self._envelope_base = envelope_base(
+            method=METHOD_MODEL_INFER,
+            reply_address=terms.reply_address,
+            reply_incarnation=terms.incarnation,
+        )
+        self._call_ids = random_ids()
+        self._loop = asyncio.get_running_loop()  # asked once: on Python 3.11 each question is a system call
+        self._topics: dict[str, str] = {}
+        self._turn = 0
+        self.ended: Counter[str] = Counter()
+        """How calls ended: `OK`, `TRITON` for Triton's own errors, `CANCELLED`, or the refusal's reason."""
+
+    def handler(self, caller: Caller) -> Callable[[bytes, Context], Any]:
+        """The method, for one caller."""
+        base = self._envelope_base + Envelope(tenant=caller.tenant).SerializeToString()
+
+        async def model_infer(request: bytes, context: Context) -> bytes:
+            return await self._answer(base, request, context)
+
+        return model_infer
+
+    async def _answer(self, base: bytes, request: bytes, context: Context) -> bytes:
+        call_id = self._call_ids()
+        try:
+            outcome = await self._run(call_id, base, request, context)
+        except Refusal as refusal:
+            self.ended[refusal.reason] += 1
+            await abort(context, refusal)
+        except asyncio.CancelledError:
+            remaining: float | None = context.time_remaining()
+            expired = remaining is not None and remaining <= 0
+            self.ended[DeadlineExceeded.reason if expired else "CANCELLED"] += 1
+            raise
+        except Exception as exc:  # noqa: BLE001  the boundary to the caller
+            self.ended[Internal.reason] += 1
+            await abort(context, unforeseen(exc, method=METHOD, call_id=call_id.hex()))
+        self.ended["OK" if isinstance(outcome, bytes) else "TRITON"] += 1
+        return await pass_on(outcome, context)
+
+    async def _run(self, call_id: bytes, base: bytes, request: bytes, context: Context) -> bytes | ModelServerStatus:
+        if len(request) > self._terms.max_message_bytes:
+            raise RequestTooLarge(limit_bytes=str(self._terms.max_message_bytes))
+        model = routing_fields(request).model_name
+        place, router = self._place(model)
+        seconds, client_deadline = self._seconds(context.time_remaining())
+        expire = time.time_ns() // 1000 + int(seconds * 1e6)
+        envelope = (
+            base
+            + Envelope(
+                call_id=call_id,
+                expire_time_unix_micros=expire,
+                metadata=forwarded(context.invocation_metadata() or ()),
+            ).SerializeToString()
+        )
+        loop = self._loop
+        call = Call(call_id, model, place, router, expire, loop.create_future())
+        self._calls.begin(call, len(request))
+        # A caller's own deadline ends the call by itself: gRPC cancels the handler.
+        timer = None if client_deadline else loop.call_later(seconds, self._calls.expire, call)
+        try:
+            self._publisher.publish(place, call_id, envelope, request)
+            outcome = await call.answer
+        except LogError as error:
+            raise log_refusal(error) from None
+        except (asyncio.CancelledError, DeadlineExceeded, LogUnavailable):
+            # A delivery that failed in time may still have happened.
+            self.abandon(call)
+            raise
+        finally:
+            self._calls.end(call, len(request))
+            if timer is not None:
+                timer.cancel()
+        if isinstance(outcome, Failure):
+            raise self._failed(outcome, call_id)
+        return outcome
+
+    def abandon(self, call: Call) -> None:
+        """Nobody waits for a call any more: routers are not to run it."""
+        self._hub.cancel(call.call_id, call.attempt, call.expire_time_unix_micros)
+
+    def _place(self, name: str) -> tuple[TopicPartition, RouterKey | None]:
+        """Where the call goes and who takes it there. Raises a refusal where nobody does."""
+        model = self._registry.models.get(name)
+        topic = self._topics.get(name) or self._topic(name)
+        if model is None:
+            raise ModelUnknown(model=name) if self._registry.complete else GatewayStarting
+        self._topics[name] = topic
+        self._turn += 1
+        if model.owners:
+            owner = least_loaded(model.owners, self._calls.outstanding)
+            return TopicPartition(topic, partition(owner, self._turn)), owner.router
+        if model.live and not model.ready:
+            raise ModelNotReady(model=name)
+        if not (model.ready or self._terms.pool_may_sleep) or not model.partition_count:
+            raise NoLiveRouter(model=name)
+        # It waits in the log: for the group to settle, or for the pool to wake.
+        return TopicPartition(topic, any_partition(model, self._turn)), None
+
+    def _topic(self, model: str) -> str:
+        try:
+            return request_topic(self._terms.pool, "interactive", model)
+        except UnnameableModelError:
+            raise ModelNameInvalid from None
+
+    def _seconds(self, remaining: float | None) -> tuple[float, bool]:
+        """How long the call may take, and whether the caller's own deadline is what ends it."""
+        if remaining is None:
+            return self._terms.default_deadline_seconds, False
+        if remaining > self._terms.maximum_deadline_seconds:
+            return self._terms.maximum_deadline_seconds, False
+        return max(0.0, remaining), True
+
+    @staticmethod
+    def _failed(failure: Failure, call_id: bytes) -> Refusal:
+        refused = _FAILURES[failure]
+        return Internal(call_id=call_id.hex()) if refused is Internal else refused()

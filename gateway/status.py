@@ -1,0 +1,153 @@
+"""The edge's own word on every refusal: a gRPC code, a text, and `google.rpc.Status` details.
+
+The only module that maps domain errors to gRPC. What Triton itself answered does not pass through here.
+"""
+
+import logging
+import secrets
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any, NoReturn, TypeAlias, TypeVar
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import DecodeError, Message
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
+from google.rpc.status_pb2 import Status
+
+from gateway import errors
+from gateway.errors import Internal, MethodUnknown, Refusal, RequestInvalid, RequestMalformed
+
+log = logging.getLogger(__name__)
+
+Request = TypeVar("Request", bound=Message)
+Response = TypeVar("Response", bound=Message)
+Context = grpc.aio.ServicerContext[Any, Any]
+Handler: TypeAlias = "grpc.RpcMethodHandler[bytes, bytes]"  # grpc's class is generic for type checkers only
+
+DOMAIN = "headrace"
+DETAILS_KEY = "grpc-status-details-bin"
+
+CODES: dict[type[Refusal], grpc.StatusCode] = {
+    errors.CredentialRefused: grpc.StatusCode.UNAUTHENTICATED,
+    errors.PermissionRefused: grpc.StatusCode.PERMISSION_DENIED,
+    errors.Unknown: grpc.StatusCode.NOT_FOUND,
+    errors.RequestInvalid: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.MethodUnknown: grpc.StatusCode.UNIMPLEMENTED,
+    errors.NotOffered: grpc.StatusCode.UNIMPLEMENTED,
+    errors.TooMuch: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.Away: grpc.StatusCode.UNAVAILABLE,
+    errors.DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
+    errors.AdminPartialFailure: grpc.StatusCode.ABORTED,
+    errors.Internal: grpc.StatusCode.INTERNAL,
+    Refusal: grpc.StatusCode.FAILED_PRECONDITION,
+}
+
+
+def code_of(refusal: Refusal | type[Refusal]) -> grpc.StatusCode:
+    """The code of a refusal: that of its class, or of the nearest class above it that has one."""
+    cls = refusal if isinstance(refusal, type) else type(refusal)
+    return next(CODES[ancestor] for ancestor in cls.__mro__ if ancestor in CODES)
+
+
+def status_of(refusal: Refusal) -> Status:
+    """The whole of what the caller gets: code, text, ErrorInfo always, RetryInfo and BadRequest where they apply."""
+    metadata = {**refusal.metadata, "retriable": "true" if refusal.retriable else "false"}
+    details: list[Message] = [ErrorInfo(reason=refusal.reason, domain=DOMAIN, metadata=metadata)]
+    if refusal.retry_after_seconds is not None:
+        delay = Duration()
+        delay.FromNanoseconds(max(0, round(refusal.retry_after_seconds * 1e9)))
+        details.append(RetryInfo(retry_delay=delay))
+    if isinstance(refusal, RequestInvalid) and refusal.field:
+        violation = BadRequest.FieldViolation(field=refusal.field, description=refusal.message)
+        details.append(BadRequest(field_violations=[violation]))
+    status = Status(code=code_of(refusal).value[0], message=refusal.message)
+    for detail in details:
+        status.details.add().Pack(detail)
+    return status
+
+
+async def abort(context: Context, refusal: Refusal) -> NoReturn:
+    """End the call with the refusal. Raises what `context.abort` raises, so nothing after it runs."""
+    details = status_of(refusal).SerializeToString()
+    await context.abort(code_of(refusal), refusal.message, ((DETAILS_KEY, details),))
+    raise AssertionError("abort returned")
+
+
+def unforeseen(exc: BaseException, *, method: str, call_id: str | None = None) -> Internal:
+    """Log, once, what nobody foresaw; the refusal that the caller gets names the call and no internals."""
+    call_id = call_id or secrets.token_hex(16)
+    log.error(
+        "a call failed in a way that nobody foresaw",
+        extra={"event": "call_failed_unforeseen", "method": method, "call_id": call_id},
+        exc_info=exc,
+    )
+    return Internal(call_id=call_id)
+
+
+def unary(
+    method: str, request_class: type[Request], respond: Callable[[Request, Context], Awaitable[Response]]
+) -> Handler:
+    """A unary method whose refusals, and whatever else it raises, become statuses. Cancellation passes through.
+
+    The request is parsed here and not by gRPC, which has no better word than INTERNAL for a malformed one.
+    """
+
+    async def parsed(request: bytes, context: Context) -> bytes:
+        return (await respond(_parsed(request_class, request), context)).SerializeToString()
+
+    return unary_bytes(method, parsed)
+
+
+def unary_bytes(method: str, respond: Callable[[bytes, Context], Awaitable[bytes]]) -> Handler:
+    """As `unary`, for a method that passes messages on as they are."""
+
+    async def boundary(request: bytes, context: Context) -> bytes:
+        try:
+            return await respond(request, context)
+        except Exception as exc:  # noqa: BLE001  the boundary to the caller
+            await _ended(context, exc, method)
+
+    return grpc.unary_unary_rpc_method_handler(boundary)
+
+
+def streamed(
+    method: str, request_class: type[Request], respond: Callable[[Request, Context], AsyncGenerator[Response]]
+) -> Handler:
+    """A method with one request and many responses; the same promise as `unary`."""
+
+    async def boundary(request: bytes, context: Context) -> AsyncIterator[bytes]:
+        try:
+            async with aclosing(respond(_parsed(request_class, request), context)) as responses:
+                async for response in responses:
+                    yield response.SerializeToString()
+        except Exception as exc:  # noqa: BLE001  the boundary to the caller
+            await _ended(context, exc, method)
+
+    return grpc.unary_stream_rpc_method_handler(boundary)
+
+
+class UnknownMethods(grpc.GenericRpcHandler):
+    """Refuses what no handler before it took. Add it to the server last."""
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler:
+        """A handler for any method, of any shape."""
+        refusal = MethodUnknown(method=str(handler_call_details.method))
+
+        async def refuse(_: AsyncIterator[bytes], context: Context) -> None:
+            await abort(context, refusal)
+
+        return grpc.stream_stream_rpc_method_handler(refuse)
+
+
+def _parsed(request_class: type[Request], request: bytes) -> Request:
+    try:
+        return request_class.FromString(request)
+    except DecodeError:
+        raise RequestMalformed from None
+
+
+async def _ended(context: Context, exc: Exception, method: str) -> NoReturn:
+    if isinstance(exc, grpc.aio.AbortError):
+        raise exc
+    await abort(context, exc if isinstance(exc, Refusal) else unforeseen(exc, method=method))

@@ -1,0 +1,108 @@
+"""What both ends of a reply stream do alike: encode answers, write one message at a time, prove who they are."""
+
+import asyncio
+import hmac
+from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
+
+import grpc
+
+from headrace.bus.protocols import Failure, Outcome
+from headrace.bus.settings import ReplyTrustSettings
+from headrace.bus.v1.reply_pb2 import AdminResult, Answer, ModelServerStatus
+from headrace.runtime.settings import read_secret
+
+ATTACH_METHOD = "/headrace.bus.v1.ReplyService/Attach"
+SECRET_METADATA_KEY = "headrace-reply-secret"  # noqa: S105  the name of the entry, not a secret
+
+
+def outcome_of(message: Answer | AdminResult) -> Outcome:
+    """The outcome that an answer or an administrative result carries."""
+    kind = message.WhichOneof("outcome")
+    if kind == "response":
+        return message.response
+    if kind == "status":
+        return message.status
+    try:
+        return Failure(message.failure)
+    except ValueError:  # a reason of a later version
+        return Failure.INTERNAL
+
+
+def fill(message: Answer | AdminResult, outcome: Outcome) -> None:
+    """Put an outcome into an answer or an administrative result."""
+    if isinstance(outcome, bytes):
+        message.response = outcome
+    elif isinstance(outcome, ModelServerStatus):
+        message.status.CopyFrom(outcome)
+    else:
+        message.failure = outcome.value
+
+
+class Outbox:
+    """Writes what gathers, one message at a time: a gRPC stream takes one write, and a second one breaks it.
+
+    `take` yields the messages that are due now and forgets them; it is asked again after each `wake`.
+    """
+
+    def __init__(self, take: Callable[[], Iterable[bytes]], write: Callable[[bytes], Awaitable[object]]) -> None:
+        self._take = take
+        self._write = write
+        self._due = asyncio.Event()
+
+    def wake(self) -> None:
+        """Something is due."""
+        self._due.set()
+
+    async def run(self) -> None:
+        """Write until cancelled or the stream breaks."""
+        while True:
+            await self._due.wait()
+            self._due.clear()
+            for message in self._take():
+                await self._write(message)
+
+
+class Trust:
+    """How the two ends prove to each other who they are: certificates, a shared secret, or both."""
+
+    def __init__(self, settings: ReplyTrustSettings) -> None:
+        self._settings = settings
+        self._secret = None if settings.secret_file is None else read_secret(settings.secret_file).encode()
+
+    def metadata(self) -> tuple[tuple[str, str | bytes], ...]:
+        """What a router sends with its call."""
+        return () if self._secret is None else ((SECRET_METADATA_KEY, self._secret.decode()),)
+
+    def proven(self, metadata: Iterable[tuple[str, str | bytes]]) -> bool:
+        """Whether the other end knows the secret. With certificates alone, the handshake was the proof."""
+        if self._secret is None:
+            return True
+        said = [value for key, value in metadata if key == SECRET_METADATA_KEY]
+        given = said[0] if len(said) == 1 else b""
+        return hmac.compare_digest(given.encode() if isinstance(given, str) else given, self._secret)
+
+    def may_be_plain(self, *, loopback: bool) -> bool:
+        """Whether this end may talk to that address without TLS."""
+        return self._settings.mutual_tls or loopback or self._settings.allow_secret_without_tls
+
+    def server_credentials(self) -> grpc.ServerCredentials | None:
+        """For the gateway's port; None for a plain one."""
+        files = self._files()
+        if files is None:
+            return None
+        authority, certificate, key = files
+        return grpc.ssl_server_credentials([(key, certificate)], authority, require_client_auth=True)
+
+    def channel_credentials(self) -> grpc.ChannelCredentials | None:
+        """For the router's channels; None for plain ones."""
+        files = self._files()
+        if files is None:
+            return None
+        authority, certificate, key = files
+        return grpc.ssl_channel_credentials(authority, key, certificate)
+
+    def _files(self) -> tuple[bytes, bytes, bytes] | None:
+        paths = (self._settings.tls_ca_file, self._settings.tls_certificate_file, self._settings.tls_key_file)
+        contents = [path.read_bytes() for path in paths if isinstance(path, Path)]
+        return (contents[0], contents[1], contents[2]) if len(contents) == len(paths) else None

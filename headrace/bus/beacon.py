@@ -1,0 +1,111 @@
+"""Says what a process has to announce: again where it changed, and its heartbeat every second."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from headrace.bus.protocols import AnnouncementLog, LogUnavailableError
+from headrace.bus.v1.announcement_pb2 import Announcement
+
+HEARTBEAT_SECONDS = 1.0
+_log = logging.getLogger(__name__)
+
+
+class Beacon:
+    """Announces on behalf of one process.
+
+    `heartbeat` gives the announcement of this second; everything else is `put` when it is known, and said as soon as it
+    differs from what was said last. Nothing is lost while the broker is away: the newest word is said when it is back.
+    """
+
+    def __init__(
+        self,
+        log: AnnouncementLog,
+        *,
+        key: str,
+        heartbeat: Callable[[int], Announcement],
+        every_seconds: float = HEARTBEAT_SECONDS,
+    ) -> None:
+        self._log = log
+        self._key = key
+        self._heartbeat = heartbeat
+        self._every_seconds = every_seconds
+        self._beat = 0
+        self._beat_due = False
+        self._said: dict[str, Announcement | None] = {}
+        self._wanted: dict[str, Announcement | None] = {}
+        self._due = asyncio.Event()
+        self._lock = asyncio.Lock()
+        self._reachable = True
+
+    def put(self, key: str, announcement: Announcement | None) -> None:
+        """What is to be announced under a key from now on; None takes it back."""
+        if self._said.get(key) == announcement and key in self._said:
+            self._wanted.pop(key, None)
+        else:
+            self._wanted[key] = announcement
+            self._due.set()
+
+    def forget(self, keys: set[str]) -> None:
+        """Take back everything that was said under other keys than these."""
+        for key in (self._said.keys() | self._wanted.keys()) - keys:
+            if self._said.get(key) is not None or key in self._wanted:
+                self.put(key, None)
+
+    def beat_soon(self) -> None:
+        """What the heartbeat says has changed: do not wait for the next second."""
+        self._beat_due = True
+        self._due.set()
+
+    async def keep(self) -> None:
+        """Announce until cancelled."""
+        while True:
+            await self._try(self.beat)
+            try:
+                async with asyncio.timeout(self._every_seconds):
+                    while True:
+                        await self._due.wait()
+                        await self._try(self.say)
+                        if not self._reachable:
+                            await asyncio.sleep(self._every_seconds)  # until the next beat tries again
+            except TimeoutError:
+                continue
+
+    async def beat(self) -> None:
+        """Announce the heartbeat now. Raises LogUnavailableError."""
+        self._beat += 1
+        await self._log.announce(self._key, self._heartbeat(self._beat))
+
+    async def say(self) -> None:
+        """Announce all that is due, and return when the broker has it. Raises LogUnavailableError."""
+        async with self._lock:
+            self._due.clear()
+            if self._beat_due:
+                self._beat_due = False
+                await self.beat()
+            try:
+                for key in list(self._wanted):
+                    announcement = self._wanted[key]
+                    self._said.pop(key, None)  # nobody knows, until the log has answered
+                    await self._log.announce(key, announcement)
+                    self._said[key] = announcement
+                    if self._wanted.get(key) == announcement:
+                        self._wanted.pop(key, None)
+            finally:
+                if self._wanted:
+                    self._due.set()
+
+    async def leave(self) -> None:
+        """Take back the heartbeat: this process is gone from now on. Raises LogUnavailableError."""
+        await self._log.announce(self._key, None)
+
+    async def _try(self, announce: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await announce()
+            if not self._reachable:
+                _log.info("announcing again", extra={"event": "announcing_again"})
+            self._reachable = True
+        except LogUnavailableError as exc:
+            if self._reachable:
+                _log.warning("the log does not take announcements: %s", exc, extra={"event": "announcing_failed"})
+            self._reachable = False

@@ -1,0 +1,432 @@
+"""The request log over librdkafka: a non-blocking publisher and a batch consumer. The only user of confluent-kafka.
+
+Why these settings: `docs/adr/0003-two-kafka-clients.md`. Upgrading the client: check that `on_delivery` still hands
+the record's key back, and run the contract suite.
+"""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import Future as ThreadFuture
+from contextlib import suppress
+from typing import Any, Self, TypeVar, cast
+
+from confluent_kafka import (
+    OFFSET_END,
+    OFFSET_INVALID,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Message,
+    Producer,
+)
+from confluent_kafka import TopicPartition as RdPartition
+
+from headrace.bus.protocols import (
+    IntakeEvents,
+    LogError,
+    LogFullError,
+    LogUnavailableError,
+    PublishFailed,
+    Record,
+    RecordTooLargeError,
+    TopicPartition,
+)
+from headrace.bus.settings import KafkaSettings
+from headrace.bus.topics import ENVELOPE_ROOM_BYTES
+from headrace.runtime.settings import read_secret
+
+ENVELOPE_HEADER = "headrace-envelope"
+LARGEST_BATCH = 500
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+_POLL_SECONDS = 0.1  # how late a new subscription or a stop may be noticed on a silent topic
+_PAUSED_POLL_SECONDS = 0.005  # how late a resume may be noticed, and a pause on a silent topic
+_REPORT_SECONDS = 0.05  # how late a failed delivery may be noticed while nothing else is published
+_CALLBACK_SECONDS = 5.0  # how long the loop may take to let go of partitions
+_COMMIT_SECONDS = 5.0
+_WAKE_SECONDS = 0.5  # how long a resume may hold up the thread while the broker does not answer
+
+
+def _client_config(kafka: KafkaSettings, client_id: str) -> dict[str, Any]:  # Any: librdkafka's properties
+    config: dict[str, Any] = {
+        "error_cb": _heard,
+        "bootstrap.servers": kafka.bootstrap_servers,
+        "client.id": client_id,
+        "security.protocol": kafka.security_protocol,
+        # A broker that restarts must be found again as soon as it is back.
+        "reconnect.backoff.ms": 50,
+        "reconnect.backoff.max.ms": 500,
+        "socket.keepalive.enable": True,
+        # librdkafka would say each failed attempt to connect; `_heard` says once that the broker is away.
+        "log_level": 2,
+        "allow.auto.create.topics": False,
+    }
+    optional = {
+        "ssl.ca.location": kafka.ssl_ca_file,
+        "ssl.certificate.location": kafka.ssl_certificate_file,
+        "ssl.key.location": kafka.ssl_key_file,
+        "sasl.mechanism": kafka.sasl_mechanism,
+        "sasl.username": kafka.sasl_username,
+        "sasl.password": kafka.sasl_password_file and read_secret(kafka.sasl_password_file),
+    }
+    return config | {name: str(value) for name, value in optional.items() if value is not None}
+
+
+def _heard(error: KafkaError) -> None:
+    """What a client says of the cluster as a whole, beside what single records and partitions report."""
+    # Every single attempt to reach an absent broker is an error too; that all are away is said once.
+    if error.code() != KafkaError._TRANSPORT:  # noqa: SLF001  librdkafka's local codes are spelled so
+        level = logging.ERROR if error.fatal() else logging.WARNING
+        _log.log(level, "the broker: %s", error.str(), extra={"event": "broker_trouble", "code": error.name()})
+
+
+class KafkaPublisher:
+    """Publishes requests. `publish` never blocks; failures come later through the callback, on the loop.
+
+    One request to the broker is under way at a time, so that what gathers meanwhile makes the next batch by itself.
+    """
+
+    def __init__(
+        self,
+        kafka: KafkaSettings,
+        *,
+        client_id: str,
+        max_message_bytes: int,
+        delivery_seconds: float,
+        on_failure: PublishFailed,
+    ) -> None:
+        self._on_failure = on_failure
+        self._report: asyncio.TimerHandle | None = None
+        self._producer = Producer(
+            _client_config(kafka, client_id)
+            | {
+                "acks": "all",
+                "max.in.flight.requests.per.connection": 1,
+                "linger.ms": 0,
+                "delivery.report.only.error": True,
+                "message.max.bytes": max_message_bytes + ENVELOPE_ROOM_BYTES,
+                "message.timeout.ms": round(delivery_seconds * 1000),
+                "queue.buffering.max.kbytes": 1 << 20,
+                "compression.type": "none",
+            },
+            logger=_log,
+        )
+
+    async def __aenter__(self) -> Self:
+        self._loop = asyncio.get_running_loop()
+        self._poll_reports()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._report is not None:
+            self._report.cancel()
+        # What is still queued belongs to calls that have ended: it is dropped, not waited for.
+        self._producer.purge(in_queue=True, in_flight=True, blocking=False)
+        self._producer.poll(0)
+
+    def publish(self, place: TopicPartition, call_id: bytes, envelope: bytes, payload: bytes) -> None:
+        """See RequestPublisher.publish."""
+        try:
+            self._producer.produce(
+                place.topic,
+                payload,
+                call_id,
+                place.partition,
+                self._reported,
+                headers=[(ENVELOPE_HEADER, envelope)],
+            )
+        except BufferError:
+            raise LogFullError("the queue towards the broker is full") from None
+        except KafkaException as exc:
+            raise _log_error(exc.args[0]) from None
+        self._producer.poll(0)
+
+    def _poll_reports(self) -> None:
+        self._producer.poll(0)
+        self._report = self._loop.call_later(_REPORT_SECONDS, self._poll_reports)
+
+    def _reported(self, error: KafkaError | None, message: Message) -> None:
+        # Runs inside poll(), thus on the loop's thread; with only errors reported, `error` is always set.
+        key = message.key()
+        if error is not None and isinstance(key, bytes):
+            self._on_failure(key, _log_error(error))
+
+
+def _log_error(error: KafkaError) -> LogError:
+    if error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
+        return RecordTooLargeError("the request is larger than the log takes")
+    if error.code() == KafkaError._QUEUE_FULL:  # noqa: SLF001  librdkafka's local codes are spelled so
+        return LogFullError("the queue towards the broker is full")
+    return LogUnavailableError(f"the broker did not take the request: {error.name()}")
+
+
+class KafkaConsumer:
+    """One member of a consumer group. A thread of its own fetches and hands whole batches to the loop.
+
+    Everything the thread must do for the loop goes through `_commands`, pause and resume too: the client lets one
+    thread at a time in, and a call on the loop's would sleep there while the other one polls, for ever if unlucky.
+    """
+
+    def __init__(
+        self,
+        kafka: KafkaSettings,
+        *,
+        client_id: str,
+        group: str,
+        max_message_bytes: int,
+        events: IntakeEvents,
+    ) -> None:
+        self._events = events
+        self._commands: list[Callable[[], None]] = []
+        self._commands_lock = threading.Lock()
+        self._assigned: set[TopicPartition] = set()
+        self._subscribed: frozenset[str] = frozenset()
+        self._paused: set[str] = set()
+        self._handed = 0  # records given to the loop, counted by the thread
+        self._received = 0  # records that reached the loop, counted by the loop
+        self._room = (0, 0)  # (room, received when it was said): replaced whole, so the thread sees both or neither
+        self._room_said = threading.Event()
+        self._stopping = False
+        self._config = _client_config(kafka, client_id) | {
+            "group.id": group,
+            "auto.offset.reset": "earliest",
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            "partition.assignment.strategy": "cooperative-sticky",
+            "session.timeout.ms": 6000,
+            "heartbeat.interval.ms": 1000,
+            "check.crcs": False,
+            "fetch.min.bytes": 1,
+            # A resumed topic is fetched when the poll that is under way for the others ends: this long at worst.
+            "fetch.wait.max.ms": 50,
+            "fetch.queue.backoff.ms": 1,
+            "fetch.error.backoff.ms": 50,
+            "topic.metadata.refresh.interval.ms": 30_000,
+            "topic.metadata.refresh.fast.interval.ms": 100,
+            "fetch.message.max.bytes": max_message_bytes + ENVELOPE_ROOM_BYTES,
+            "fetch.max.bytes": max(max_message_bytes + ENVELOPE_ROOM_BYTES, 52_428_800),
+            "receive.message.max.bytes": 2 * max(max_message_bytes + ENVELOPE_ROOM_BYTES, 52_428_800),
+            "queued.max.messages.kbytes": 65_536,
+        }
+
+    async def __aenter__(self) -> Self:
+        self._consumer = Consumer(self._config, logger=_log)
+        self._loop = asyncio.get_running_loop()
+        self._done: asyncio.Future[None] = self._loop.create_future()
+        threading.Thread(target=self._run, name="request-log", daemon=True).start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Leave the group, after a last `revoked` for what this member owns."""
+        self._stopping = True
+        self._room_said.set()
+        await asyncio.shield(self._done)
+
+    async def failed(self) -> None:
+        """Raise when the consumer can't go on; whoever waits may stop waiting."""
+        await asyncio.shield(self._done)
+
+    def subscribe(self, topics: Collection[str]) -> None:
+        """See RequestConsumer.subscribe."""
+        wanted = sorted(topics)
+
+        def change() -> None:
+            self._subscribed = frozenset(wanted)
+            if wanted:
+                self._consumer.subscribe(wanted, on_assign=self._assign, on_revoke=self._revoke, on_lost=self._lose)
+            else:
+                self._consumer.unsubscribe()
+
+        self._command(change)
+
+    def pause(self, topic: str) -> None:
+        """See RequestConsumer.pause."""
+        self._paused.add(topic)
+        self._command(lambda: self._consumer.pause(self._places(topic)))
+
+    def resume(self, topic: str) -> None:
+        """See RequestConsumer.resume."""
+        self._paused.discard(topic)
+        self._command(lambda: self._resume(topic))
+
+    def set_room(self, records: int) -> None:
+        """See RequestConsumer.set_room."""
+        self._room = (records, self._received)
+        self._room_said.set()
+
+    def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
+        """See RequestConsumer.commit."""
+        if offsets:
+            self._command(lambda: self._commit_owned(offsets))
+
+    def _commit_owned(self, offsets: Mapping[TopicPartition, int]) -> None:
+        # Asked here, in the thread that serves revocations: a commit must not overtake the one of a revocation.
+        wanted = [RdPartition(*place, offset) for place, offset in offsets.items() if place in self._assigned]
+        if wanted:
+            self._commit(wanted, wait=False)
+
+    def _command(self, change: Callable[[], None]) -> None:
+        with self._commands_lock:
+            self._commands.append(change)
+
+    # The rest runs in the thread.
+
+    def _run(self) -> None:
+        failure: Exception | None = None
+        try:
+            while not self._stopping:
+                said, received = self._room  # before the commands: what was paused ahead of it is obeyed ahead of it
+                self._obey()
+                self._fetch(said, received)
+            self._consumer.close()
+        except Exception as exc:  # noqa: BLE001  the thread's boundary: the owner of `failed` ends the process
+            failure = exc
+        self._loop.call_soon_threadsafe(self._finish, failure)
+
+    def _finish(self, failure: Exception | None) -> None:
+        if self._done.done():
+            return
+        if failure is None:
+            self._done.set_result(None)
+        else:
+            self._done.set_exception(failure)
+
+    def _obey(self) -> None:
+        with self._commands_lock:
+            commands, self._commands = self._commands, []
+        for change in commands:
+            try:
+                change()
+            except KafkaException as exc:
+                _log.warning("the broker refused a command: %s", exc.args[0], extra={"event": "log_command_failed"})
+
+    def _places(self, topic: str) -> list[RdPartition]:
+        # Changed only while this thread waits for the loop, in a rebalance.
+        return [RdPartition(*place) for place in self._assigned if place.topic == topic]
+
+    def _resume(self, topic: str) -> None:
+        places = self._places(topic)
+        self._consumer.resume(places)
+        if places and all(place.topic in self._paused for place in self._assigned if place.topic != topic):
+            # Nothing was being fetched, so librdkafka's thread for the broker sleeps, for up to a second: a resume does
+            # not wake it, a request does. Any that goes to the partitions' leader will do; this one costs it least.
+            with suppress(KafkaException):
+                ends = [RdPartition(place.topic, place.partition, OFFSET_END) for place in places]
+                self._consumer.offsets_for_times(ends, timeout=_WAKE_SECONDS)
+
+    def _fetch(self, said: int, received: int) -> None:
+        room = min(said - (self._handed - received), LARGEST_BATCH)
+        if room <= 0:
+            # The loop is about to account for what it has: it never stays without room, it pauses topics instead.
+            self._room_said.clear()
+            if self._room == (said, received):
+                self._room_said.wait(_POLL_SECONDS)
+            return
+        first = self._consumer.poll(_PAUSED_POLL_SECONDS if self._paused else _POLL_SECONDS)
+        if first is None:
+            return
+        messages = [first, *self._consumer.consume(room - 1, 0)] if room > 1 else [first]
+        batch = [record for message in messages if (record := _record(message)) is not None]
+        if batch:
+            self._handed += len(batch)
+            self._loop.call_soon_threadsafe(self._hand_over, batch)
+
+    def _hand_over(self, batch: list[Record]) -> None:
+        self._received += len(batch)
+        self._events.records([record for record in batch if record.place in self._assigned])
+
+    def _commit(self, offsets: list[RdPartition], *, wait: bool) -> None:
+        try:
+            if wait:
+                self._consumer.commit(offsets=offsets, asynchronous=False)
+            else:
+                self._consumer.commit(offsets=offsets, asynchronous=True)
+        except KafkaException as exc:
+            # Nothing is lost: the records are read again, and skipped where their callers are gone.
+            _log.warning("offsets were not committed: %s", exc.args[0], extra={"event": "commit_failed"})
+
+    def _assign(self, consumer: Consumer, places: list[RdPartition]) -> None:
+        consumer.incremental_assign(places)
+        ours = [TopicPartition(place.topic, place.partition) for place in places]
+        self._on_loop(lambda: self._assigned_on_loop(ours))
+        self._command(lambda: self._commit_starts(places))
+
+    def _assigned_on_loop(self, places: list[TopicPartition]) -> None:
+        self._assigned.update(places)
+        for topic in {place.topic for place in places} & self._paused:
+            self.pause(topic)
+        self._events.assigned(places)
+
+    def _commit_starts(self, places: list[RdPartition]) -> None:
+        # A partition has lag only once it has a committed offset: where none is, its start is committed now.
+        committed = self._consumer.committed(places, timeout=_COMMIT_SECONDS)
+        missing = [place for place in committed if place.offset == OFFSET_INVALID and place.error is None]
+        starts = [
+            RdPartition(place.topic, place.partition, self._consumer.get_watermark_offsets(place, _COMMIT_SECONDS)[0])
+            for place in missing
+        ]
+        if starts:
+            self._commit(starts, wait=True)
+
+    def _revoke(self, consumer: Consumer, places: list[RdPartition]) -> None:
+        self._let_go(places)
+        consumer.incremental_unassign(places)
+
+    def _let_go(self, places: list[RdPartition]) -> None:
+        ours = [TopicPartition(place.topic, place.partition) for place in places]
+        offsets = self._on_loop(lambda: self._revoked_on_loop(ours)) or {}
+        if offsets:
+            self._commit([RdPartition(*place, offset) for place, offset in offsets.items()], wait=True)
+
+    def _revoked_on_loop(self, places: list[TopicPartition]) -> Mapping[TopicPartition, int]:
+        self._assigned.difference_update(places)
+        return self._events.revoked(places)
+
+    def _lose(self, consumer: Consumer, places: list[RdPartition]) -> None:
+        # librdkafka also calls those lost that this member gave up itself, where it took a new topic in their place.
+        if given_up := [place for place in places if place.topic not in self._subscribed]:
+            self._let_go(given_up)
+        if lost := [TopicPartition(each.topic, each.partition) for each in places if each.topic in self._subscribed]:
+            self._on_loop(lambda: self._lost_on_loop(lost))
+        consumer.incremental_unassign(places)
+
+    def _lost_on_loop(self, places: list[TopicPartition]) -> None:
+        self._assigned.difference_update(places)
+        self._events.lost(places)
+
+    def _on_loop(self, call: Callable[[], _T]) -> _T | None:
+        """Run on the loop and wait for it, bounded: a rebalance must be answered in time even when the loop hangs."""
+        result: ThreadFuture[_T] = ThreadFuture()
+
+        def run() -> None:
+            try:
+                result.set_result(call())
+            except Exception as exc:  # noqa: BLE001  handed to the waiting thread, which raises it
+                result.set_exception(exc)
+
+        self._loop.call_soon_threadsafe(run)
+        try:
+            return result.result(_CALLBACK_SECONDS)
+        except TimeoutError:
+            _log.error("the event loop did not answer a rebalance in time", extra={"event": "rebalance_unanswered"})
+            return None
+
+
+def _record(message: Message) -> Record | None:
+    error = message.error()
+    if error is not None:
+        # A partition's trouble (its leader moves, its topic is gone) passes or ends in a rebalance.
+        _log.warning("a partition could not be read: %s", error.name(), extra={"event": "fetch_failed"})
+        return None
+    headers = cast("list[tuple[str, bytes | None]]", message.headers() or [])
+    envelope = next((value for name, value in headers if name == ENVELOPE_HEADER), None)
+    return Record(
+        TopicPartition(message.topic() or "", message.partition() or 0),
+        message.offset() or 0,
+        message.key() or b"",
+        envelope or b"",
+        message.value() or b"",
+    )

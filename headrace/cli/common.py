@@ -1,0 +1,42 @@
+"""What several commands share: the state folder's option, and how a command fails."""
+
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from headrace.local.paths import default_state_dir
+from headrace.local.state import Description, StateError, described
+
+FAILED, USAGE = 1, 2
+
+StateDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--state-dir",
+        metavar="DIR",
+        help="Where the stack keeps data, key and logs. [default: $XDG_STATE_HOME/headrace or ~/.local/state/headrace]",
+        show_default=False,
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+
+def fail(text: str, *, code: int = FAILED) -> NoReturn:
+    """End the command with one line on stderr."""
+    typer.echo(f"headrace: {text}", err=True)
+    raise typer.Exit(code)
+
+
+def resolved(state_dir: Path | None) -> Path:
+    """The state folder that is meant."""
+    return (state_dir or default_state_dir()).expanduser().absolute()
+
+
+def running_stack(state_dir: Path | None) -> Description | None:
+    """The stack that runs from the state folder; None where none does."""
+    try:
+        description = described(resolved(state_dir))
+    except StateError as exc:
+        fail(str(exc))
+    return description if description is not None and description.running else None

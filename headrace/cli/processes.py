@@ -1,0 +1,104 @@
+"""`headrace gateway`, `headrace router` and `headrace config`: the processes as production starts them."""
+
+import json
+import os
+import sys
+from enum import StrEnum
+from importlib import import_module
+from typing import Annotated
+
+import typer
+
+from headrace.cli.common import USAGE, fail
+from headrace.local.plan import MALLOC
+
+
+class Process(StrEnum):
+    """A process that has settings."""
+
+    GATEWAY = "gateway"
+    ROUTER = "router"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command(name="gateway")(_gateway)
+    app.command(name="router")(_router)
+    app.command(name="config")(_config)
+
+
+def _gateway() -> None:
+    """Run one gateway, with settings from the environment, as in production.
+
+    Ends with status 0 after SIGTERM, once the calls that it holds are answered; with 2 where the settings are wrong.
+
+    For example:
+
+        HEADRACE_KAFKA__BOOTSTRAP_SERVERS=kafka:9092 … headrace gateway
+    """
+    _become(Process.GATEWAY)
+
+
+def _router() -> None:
+    """Run one router beside a Triton, with settings from the environment, as in production.
+
+    Ends with status 0 after SIGTERM, once the calls that it runs are answered; with 2 where the settings are wrong.
+
+    For example:
+
+        HEADRACE_ROUTER__TRITON__ADDRESS=127.0.0.1:8001 … headrace router
+    """
+    _become(Process.ROUTER)
+
+
+def _become(process: Process) -> None:
+    # In place: signals, exit status and memory are the process's own, and nothing stands in between.
+    os.execve(  # noqa: S606  no shell on purpose
+        sys.executable, [sys.executable, "-m", process.value], {**os.environ, **MALLOC}
+    )
+
+
+def _config(
+    process: Annotated[Process, typer.Argument(help="Whose settings.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Print the effective settings of a process, from the environment of this shell, and check them.
+
+    Secrets are never settings: only the names of the files that hold them are shown. Wrong settings are named, all at
+    once, and the status is 2.
+
+    For example:
+
+        headrace config gateway
+
+        headrace config router --json | jq .router.window
+    """
+    from headrace.runtime.settings import ProcessSettings, SettingsError  # noqa: PLC0415  slow to import
+
+    # By name: nothing below the processes may depend on them, and this command only looks.
+    module = import_module(f"{process.value}.settings")
+    kind: type[ProcessSettings] = getattr(module, f"{process.value.capitalize()}Settings")
+    try:
+        settings = kind.load().model_dump(mode="json")
+    except SettingsError as exc:
+        fail(str(exc).replace("\n", "\nheadrace: "), code=USAGE)
+    if as_json:
+        typer.echo(json.dumps(settings, indent=1))
+        return
+    for line in _lines(settings, "HEADRACE"):
+        typer.echo(line)
+
+
+def _lines(settings: dict[str, object], prefix: str) -> list[str]:
+    """As environment variables, so that what is shown can be set."""
+    separator = "_" if prefix == "HEADRACE" else "__"
+    lines = []
+    for name, value in settings.items():
+        full = f"{prefix}{separator}{name.upper()}"
+        if isinstance(value, dict):
+            lines += _lines(value, full)
+        elif value is None:
+            lines.append(f"# {full}=")
+        else:
+            lines.append(f"{full}={value if isinstance(value, str) else json.dumps(value)}")
+    return lines

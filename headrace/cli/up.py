@@ -1,0 +1,99 @@
+"""`headrace up`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from headrace.cli.common import FAILED, USAGE, StateDir, fail, resolved
+from headrace.cli.progress import JsonLines, TextLines
+from headrace.local.options import EMBEDDED, UpOptions, UsageError
+from headrace.local.state import StateError
+from headrace.local.supervisor import ComponentFailedError
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(name="up")(_up)
+
+
+def _up(
+    *,
+    grpc_port: Annotated[int, typer.Option(help="Where clients call: the Open Inference Protocol over gRPC.")] = 8001,
+    http_port: Annotated[
+        int, typer.Option(help="Reserved for REST, which comes later: nothing listens there yet.")
+    ] = 8000,
+    admin_port: Annotated[int, typer.Option(help="/livez, /readyz and /metrics of the gateway, over HTTP.")] = 8002,
+    host: Annotated[
+        str, typer.Option(help="The address that the gateway listens on; all else stays on loopback.")
+    ] = "127.0.0.1",
+    model_repository: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Triton models to serve. [default: those that come with Headrace]", show_default=False
+        ),
+    ] = None,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY", help="The development key (admin role). [default: made once and kept]", show_default=False
+        ),
+    ] = None,
+    replicas: Annotated[int, typer.Option(metavar="N", help="Pairs of Triton and router.")] = 1,
+    gateways: Annotated[int, typer.Option(metavar="N", help="Gateways; the first one has the ports named here.")] = 1,
+    triton: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Use a Triton that runs (its gRPC port) instead of starting one. Repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    broker: Annotated[
+        str, typer.Option(metavar="embedded|HOST:PORT", help="`embedded` starts Apache Kafka here.")
+    ] = EMBEDDED,
+    state_dir: StateDir = None,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help='Print one JSON object a line; the one with `"ready": true` names every endpoint.'),
+    ] = False,
+) -> None:
+    """Run the whole system on this machine: Kafka, Triton, router and gateway.
+
+    Everything is a child process, restarted when it dies. Ctrl-C (or SIGTERM) stops all of it, in order; a second one
+    hurries. No process is left behind, also not when `headrace up` itself is killed.
+
+    For example:
+
+        headrace up
+
+        headrace up --grpc-port 9001 --admin-port 9002 --api-key my-key
+
+        headrace up --replicas 2 --gateways 2
+
+        headrace up --triton 127.0.0.1:8101
+
+        headrace up --json | jq 'select(.ready)'
+    """
+    from headrace.local import stack  # noqa: PLC0415  slow to import, and `--help` must be quick
+
+    tell: stack.Tell = JsonLines() if as_json else TextLines()
+    try:
+        options = UpOptions(
+            state_dir=resolved(state_dir),
+            host=host,
+            grpc_port=grpc_port,
+            http_port=http_port,
+            admin_port=admin_port,
+            model_repository=model_repository.expanduser().absolute() if model_repository else None,
+            api_key=api_key,
+            replicas=replicas,
+            gateways=gateways,
+            triton=tuple(triton or ()),
+            broker=broker,
+        )
+        stack.up(options, tell)
+    except (UsageError, StateError) as exc:
+        fail(str(exc), code=USAGE)
+    except ComponentFailedError as exc:
+        fail(str(exc), code=FAILED)

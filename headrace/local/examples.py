@@ -1,0 +1,48 @@
+"""The three calls that `headrace up` prints to paste; tests run them as they stand."""
+
+import shlex
+import sys
+from dataclasses import dataclass
+
+SIMPLE_PYTHON = """\
+{python} - <<'EOF'
+import numpy as np
+from tritonclient.grpc import InferenceServerClient, InferInput
+
+client = InferenceServerClient("{url}")
+inputs = [InferInput(name, [1, 16], "INT32") for name in ("INPUT0", "INPUT1")]
+inputs[0].set_data_from_numpy(np.arange(16, dtype=np.int32).reshape(1, 16))
+inputs[1].set_data_from_numpy(np.ones((1, 16), np.int32))
+result = client.infer("simple", inputs, headers={{"authorization": {header!r}}})
+print(result.as_numpy("OUTPUT0"))
+EOF"""
+
+EMBEDDING_GRPCURL = """\
+grpcurl -plaintext -H {header} -d '{{
+  "model_name": "text_embedding",
+  "inputs": [{{"name": "TEXT", "datatype": "BYTES", "shape": [1, 1],
+              "contents": {{"bytes_contents": ["SGVsbG8sIGhlYWRyYWNl"]}}}}]
+}}' {url} inference.GRPCInferenceService/ModelInfer"""
+
+PERF_ANALYZER = "perf_analyzer -m simple -u {url} -i grpc -H {tight_header} --concurrency-range 8"
+"""Its `-H` goes into the gRPC metadata of every call, a space after the colon included, and that would not be a key."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One call to paste into a shell."""
+
+    title: str
+    command: str
+
+
+def examples(url: str, key: str) -> tuple[Example, ...]:
+    """Calls to the gateway at `url` with its key."""
+    bearer = f"Bearer {key}"
+    header = shlex.quote(f"authorization: {bearer}")
+    python = shlex.quote(sys.executable)
+    return (
+        Example("Python (tritonclient)", SIMPLE_PYTHON.format(python=python, url=url, header=bearer)),
+        Example("grpcurl", EMBEDDING_GRPCURL.format(url=url, header=header)),
+        Example("perf_analyzer", PERF_ANALYZER.format(url=url, tight_header=shlex.quote(f"authorization:{bearer}"))),
+    )

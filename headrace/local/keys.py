@@ -1,0 +1,35 @@
+"""API keys: made here, checked by the gateway, which keeps only a hash."""
+
+import hashlib
+import re
+import secrets
+from dataclasses import dataclass
+
+_ID = re.compile(r"[A-Za-z0-9-]{1,64}")
+_TENANT = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+
+class KeyRequestError(Exception):
+    """A key can't be made for what was asked; the text says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewKey:
+    """A key, and what the gateway's key file needs to know it."""
+
+    key: str
+    entry: str
+
+
+def new_key(*, tenant: str, key_id: str | None, admin: bool) -> NewKey:
+    """Make a key `hr_<id>_<secret>` with 256 random bits. Raises KeyRequestError."""
+    key_id = key_id or secrets.token_hex(4)
+    if not _ID.fullmatch(key_id):
+        raise KeyRequestError("--id: 1 to 64 of A-Z a-z 0-9 -")
+    if not _TENANT.fullmatch(tenant):
+        raise KeyRequestError("--tenant: 1 to 128 of A-Z a-z 0-9 . _ -")
+    secret = secrets.token_urlsafe(32)
+    roles = '["admin"]' if admin else "[]"
+    digest = hashlib.sha256(secret.encode()).hexdigest()
+    entry = f'[keys.{key_id}]\ntenant = "{tenant}"\nroles = {roles}\nsecret_sha256 = "{digest}"\n'
+    return NewKey(key=f"hr_{key_id}_{secret}", entry=entry)

@@ -1,0 +1,17 @@
+"""How to start one child process."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """One child process of the local stack, not started yet."""
+
+    name: str
+    """Unique in the stack, such as `broker` or `triton-0`."""
+    argv: tuple[str, ...]
+    env: Mapping[str, str] = field(default_factory=dict)
+    """Added to the environment that the child inherits."""
+    cwd: Path | None = None

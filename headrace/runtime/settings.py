@@ -1,0 +1,125 @@
+"""Settings from the environment: typed, checked at once and as a whole, frozen afterwards.
+
+Names are `HEADRACE_<SECTION>__<FIELD>`, deeper sections by a further `__`. Every process reads its own section and the
+common ones; a name that no process knows is an error, so that a typing mistake is never a silent default. Secrets are
+never values: a setting names the file that holds one.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsError as MalformedSettingsError
+
+PREFIX = "HEADRACE_"
+PROCESS_SECTIONS = frozenset({"gateway", "router"})
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+"""A TCP port; 0 lets the system choose one."""
+
+
+def _readable(path: Path) -> Path:
+    try:
+        with path.open("rb"):
+            return path
+    except OSError as exc:
+        raise ValueError(f"cannot read {path}: {exc.strerror}") from None
+
+
+ReadableFile = Annotated[Path, AfterValidator(_readable)]
+"""A file that this process can read, checked when the settings are."""
+
+
+class SettingsError(Exception):
+    """The settings are not usable; the text names every bad one, a line each."""
+
+
+class Section(BaseModel):
+    """A group of settings that belong to one concern."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class LogSettings(Section):
+    """How the process writes its log."""
+
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """The least severe line that is written."""
+    format: Literal["json", "text"] = "json"
+    """`json` writes one object a line, `text` a line for people."""
+
+
+class ProcessSettings(BaseSettings):
+    """What a process reads from the environment. Subclasses add their sections."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_nested_delimiter="__",
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+    )
+    section: ClassVar[str]
+    log: LogSettings = LogSettings()
+
+    @classmethod
+    def load(cls) -> Self:
+        """Read the environment once. Raises SettingsError that names every bad or unknown setting."""
+        problems = list(_unknown(os.environ, cls))
+        settings: Self | None = None
+        try:
+            settings = cls()
+        except ValidationError as exc:
+            problems += [line for error in exc.errors(include_url=False) for line in _lines(error, cls)]
+        except MalformedSettingsError as exc:
+            problems.append(f"{exc}: a section as a whole must be JSON; set its fields one by one instead")
+        if settings is None or problems:
+            raise SettingsError("\n".join(problems))
+        return settings
+
+
+def _unknown(environ: Mapping[str, str], cls: type[ProcessSettings]) -> list[str]:
+    sections = set(cls.model_fields) | PROCESS_SECTIONS
+    names = (name for name in environ if name.upper().startswith(PREFIX))
+    return [
+        f"{name}: no such setting"
+        for name in sorted(names)
+        if name[len(PREFIX) :].split("__")[0].lower() not in sections
+    ]
+
+
+def _lines(error: Mapping[str, Any], model: type[BaseModel], above: tuple[int | str, ...] = ()) -> list[str]:
+    """One problem as its lines: a section that is missing as a whole says what it wants."""
+    section: Any = model  # Any: what stands in a field's annotation
+    for part in error["loc"]:
+        field = getattr(section, "model_fields", {}).get(part)
+        section = field.annotation if field is not None else None
+    location = (*above, *error["loc"])
+    if error["type"] == "missing" and isinstance(section, type) and issubclass(section, Section):
+        try:
+            section()
+        except ValidationError as exc:
+            return [line for inner in exc.errors(include_url=False) for line in _lines(inner, section, location)]
+    return [f"{_name(location)}: {_text(error)}"]
+
+
+def _name(location: tuple[int | str, ...]) -> str:
+    return PREFIX + "__".join(str(part).upper() for part in location)
+
+
+def _text(error: Mapping[str, Any]) -> str:  # Any: pydantic types its error details so
+    if error["type"] == "extra_forbidden":
+        return "no such setting"
+    # The rejected value is left out on purpose: it may be a secret in the wrong place.
+    return str(error["msg"]).removeprefix("Value error, ")
+
+
+def read_secret(path: Path) -> str:
+    """The secret that a file holds, without the line end that editors add. Raises SettingsError where it is empty."""
+    secret = path.read_text(encoding="utf-8").strip()
+    if not secret:
+        raise SettingsError(f"{path}: the file is empty, a secret was expected")
+    return secret

@@ -1,0 +1,335 @@
+"""The router's composition root: what it is made of, in the order in which it depends on each other."""
+
+import asyncio
+import logging
+import os
+import socket
+import time
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AsyncExitStack
+
+from tritonclient.grpc import service_pb2
+
+from headrace.bus.announcements import router_key
+from headrace.bus.answers.links import GrpcAnswerLinks, LinkTerms
+from headrace.bus.answers.whereabouts import Whereabouts
+from headrace.bus.answers.wire import Trust
+from headrace.bus.beacon import Beacon
+from headrace.bus.control import KafkaAnnouncements, TopicMissingError, Topics, until_announcements
+from headrace.bus.log import KafkaConsumer
+from headrace.bus.protocols import Failure, Link, LogUnavailableError, Outcome, Record, RouterKey, TopicPartition
+from headrace.bus.topics import consumer_group
+from headrace.runtime import logs
+from headrace.runtime.admin_http import Readiness, admin_http
+from headrace.runtime.lifecycle import Background, Unstartable, serve_until, unless
+from headrace.runtime.telemetry import Telemetry
+from router.description import Description
+from router.gateways import Gateways
+from router.intake import COMMIT_SECONDS, Intake
+from router.inventory import ADMIN_METHODS, LOAD, UNLOAD, Inventory
+from router.metrics import instruments
+from router.settings import RouterSettings
+from router.triton import Triton
+
+_TICK_SECONDS = 0.25
+_FLUSH_SECONDS = 5.0
+_RETRY_SECONDS = 2.0
+_log = logging.getLogger(__name__)
+
+
+async def serve(settings: RouterSettings, stop: asyncio.Event) -> None:
+    """Run until told to stop; then take nothing new, finish and answer what runs, and leave the group."""
+    logs.configure(settings.log, process="router")
+    try:
+        whereabouts = Whereabouts(settings.router.reply.allowed_gateways.split(","))
+    except ValueError as exc:
+        raise Unstartable(f"HEADRACE_ROUTER__REPLY__ALLOWED_GATEWAYS: {exc}") from None
+    router = Router(settings, whereabouts)
+    async with AsyncExitStack() as owned:
+        await router.start(owned, stop)
+        if stop.is_set():
+            return
+        _log.info("router %s runs", router.key.id, extra={"event": "router_started", "router": router.key.id})
+        await serve_until(stop, router.background.failed(), router.consumer.failed())
+        await router.drain()
+
+
+class Router:
+    """The parts, and what passes between them."""
+
+    def __init__(self, settings: RouterSettings, whereabouts: Whereabouts) -> None:
+        self._settings = settings
+        own = settings.router
+        self.key = RouterKey(own.id or socket.gethostname(), int.from_bytes(os.urandom(8)))
+        self._pool = settings.pool.name
+        self._client_id = f"headrace-router-{self.key.id}"
+        self._partition_counts: dict[str, int] = {}
+        self._inventory_changed = asyncio.Event()
+        self._starts_restored = 0
+        self._joined = False
+        self._caught_up = asyncio.Event()
+        limit = settings.topics.max_message_bytes
+        self._triton = Triton(own.triton.address, max_message_bytes=limit, call_seconds=own.triton.call_seconds)
+        self._inventory = Inventory(
+            triton=self._triton,
+            settings=own.triton,
+            windows=own.window,
+            pool=self._pool,
+            changed=self._inventory_changed.set,
+        )
+        self._triton_lost = asyncio.Event()
+        self._given_back = asyncio.Event()
+        self._topics_missing: frozenset[str] = frozenset()
+        self._intake = Intake(
+            triton=self._triton, max_waiting_bytes=own.window.waiting_bytes, triton_lost=self._triton_lost.set
+        )
+        self._links = GrpcAnswerLinks(
+            terms=LinkTerms(
+                router=self.key,
+                pool=self._pool,
+                attach_seconds=own.reply.attach_seconds,
+                stall_seconds=own.reply.stall_seconds,
+                unacknowledged_bytes=own.reply.unacknowledged_bytes,
+            ),
+            trust=Trust(settings.reply_trust),
+            whereabouts=whereabouts,
+            events=self,
+        )
+        self._gateways = Gateways(
+            pool=self._pool,
+            own_key=router_key(self._pool, self.key.id),
+            own_incarnation=self.key.incarnation,
+            links=self._links,
+        )
+        self._topics = Topics(settings.kafka, settings.topics, client_id=self._client_id)
+        self._announcements = KafkaAnnouncements(settings.kafka, client_id=self._client_id)
+        self._description = Description(
+            router=self.key, pool=self._pool, partition_count=lambda topic: self._partition_counts.get(topic, 0)
+        )
+        self._beacon = Beacon(
+            self._announcements,
+            key=router_key(self._pool, self.key.id),
+            heartbeat=lambda beat: self._description.heartbeat(beat, self._inventory, self._intake),
+        )
+        self.background = Background()
+        self.consumer = KafkaConsumer(
+            settings.kafka,
+            client_id=self._client_id,
+            group=consumer_group(self._pool, "interactive"),
+            max_message_bytes=limit,
+            events=self,
+        )
+
+    async def start(self, owned: AsyncExitStack, stop: asyncio.Event) -> None:
+        """Enter the parts; leaving the stack takes them down in reverse. Returns early when told to stop."""
+        enter = owned.enter_async_context
+        telemetry = Telemetry(*instruments(self._inventory, self._intake, self._links))
+        admin = self._settings.router.admin
+        await enter(admin_http(admin.host, admin.port, readiness=self._readiness, metrics=telemetry.scrape))
+        await enter(self._triton)
+        if not await unless(stop, self._broker_ready()):
+            return
+        await enter(self._announcements)
+        owned.push_async_callback(self._goodbye)
+        await enter(self._links)
+        await enter(self.consumer)
+        self._intake.connect(self.consumer, self._links)
+        await enter(self.background)
+        loop = asyncio.get_running_loop()
+        spawn = self.background.spawn
+        spawn("announcements", self._gateways.follow(self._announcements, loop.time, self._caught_up.set))
+        spawn("beacon", self._beacon.keep())
+        spawn("inventory", self._inventory.keep())
+        spawn("inventory-changes", self._follow_inventory())
+        spawn("triton-lost", self._look_after_losses())
+        spawn("restore", self._restore())
+        spawn("clock", self._tick())
+
+    async def _broker_ready(self) -> None:
+        try:
+            await until_announcements(self._settings.kafka, self._topics, self._client_id)
+        except TopicMissingError as exc:
+            raise Unstartable(str(exc)) from None
+
+    async def drain(self) -> None:
+        """Take nothing new, give back what has not begun, finish and answer what runs."""
+        _log.info("leaving", extra={"event": "router_leaving", "running": self._intake.running})
+        self._description.leaving = True
+        self._describe()
+        try:
+            async with asyncio.timeout(_FLUSH_SECONDS):
+                await self._beacon.beat()
+        except (TimeoutError, LogUnavailableError):
+            _log.warning("leaving without a word: the log is away", extra={"event": "goodbye_failed"})
+        self.consumer.subscribe(())
+        try:
+            async with asyncio.timeout(_FLUSH_SECONDS):
+                while self._intake.has_partitions:
+                    await self._given_back.wait()
+                    self._given_back.clear()
+        except TimeoutError:
+            _log.warning("partitions were not given back in time", extra={"event": "give_back_failed"})
+        try:
+            async with asyncio.timeout(self._settings.router.drain_grace_seconds):
+                await self._intake.quiet()
+        except TimeoutError:
+            _log.warning("calls were cut off", extra={"event": "calls_cut", "running": self._intake.running})
+            await self._intake.cancel_running()
+        try:
+            async with asyncio.timeout(_FLUSH_SECONDS):
+                await self._links.flush()
+        except TimeoutError:
+            _log.warning("answers were not taken", extra={"event": "answers_cut"})
+
+    async def _goodbye(self) -> None:
+        try:
+            async with asyncio.timeout(_FLUSH_SECONDS):
+                await self._beacon.leave()
+        except (TimeoutError, LogUnavailableError):
+            _log.warning("left without a word: the log is away", extra={"event": "goodbye_failed"})
+
+    def _readiness(self) -> Readiness:
+        if self._description.leaving:
+            return Readiness(ready=False, text="leaving")
+        if not self._caught_up.is_set():
+            return Readiness(ready=False, text="the broker does not answer yet")
+        if not self._inventory.ready:
+            return Readiness(ready=False, text="Triton does not answer, or is not ready")
+        if not self._joined and any(model.ready for model in self._inventory.models.values()):
+            return Readiness(ready=False, text="the group has not given this router its partitions yet")
+        return Readiness(ready=True, text="ready")
+
+    # What the log says (IntakeEvents): the intake's business, and a change of what this router announces.
+
+    def records(self, batch: Sequence[Record]) -> None:
+        """See IntakeEvents.records."""
+        self._intake.records(batch)
+
+    def assigned(self, places: Collection[TopicPartition]) -> None:
+        """See IntakeEvents.assigned."""
+        self._joined = True
+        self._intake.assigned(places)
+        self._describe()
+
+    def revoked(self, places: Collection[TopicPartition]) -> Mapping[TopicPartition, int]:
+        """See IntakeEvents.revoked."""
+        offsets = self._intake.revoked(places)
+        self._given_back.set()
+        self._describe()
+        return offsets
+
+    def lost(self, places: Collection[TopicPartition]) -> None:
+        """See IntakeEvents.lost."""
+        self._intake.lost(places)
+        self._given_back.set()
+        self._describe()
+
+    # What gateways say (LinkEvents).
+
+    def cancelled(self, call_id: bytes, attempt: int, expire_time_unix_micros: int) -> None:
+        """See LinkEvents.cancelled."""
+        self._intake.cancelled(call_id, attempt, expire_time_unix_micros)
+
+    def link_changed(self, link: Link) -> None:
+        """See LinkEvents.link_changed."""
+        self._intake.link_changed(link)
+
+    async def administer(self, method: str, request: bytes, expire_time_unix_micros: int) -> Outcome:
+        """See LinkEvents.administer."""
+        seconds = expire_time_unix_micros / 1e6 - time.time()
+        if method not in ADMIN_METHODS or seconds <= 0:
+            return Failure.EXPIRED if seconds <= 0 else Failure.INTERNAL
+        outcome = await self._triton.administer(method, request, seconds)
+        _log.info("%s", method, extra={"event": "administered", "method": method, "ok": isinstance(outcome, bytes)})
+        if method in {LOAD, UNLOAD}:
+            # The gateway's next look at the registry must see what this call did.
+            await self._inventory.look()
+        return outcome
+
+    # What Triton has.
+
+    async def _follow_inventory(self) -> None:
+        was_ready = False
+        while True:
+            await self._inventory_changed.wait()
+            self._inventory_changed.clear()
+            if self._inventory.ready:
+                self._intake.release()
+            else:
+                self._intake.hold()
+            if self._inventory.ready != was_ready:
+                was_ready = self._inventory.ready
+                self._beacon.beat_soon()
+            if not await self._take_inventory():
+                await asyncio.sleep(_RETRY_SECONDS)  # the pace of retries
+                self._inventory_changed.set()
+
+    async def _look_after_losses(self) -> None:
+        """A call did not reach Triton: look at once, and begin again when it is there."""
+        while True:
+            await self._triton_lost.wait()
+            self._triton_lost.clear()
+            await self._inventory.look()
+            if self._inventory.ready:
+                self._intake.release()
+
+    async def _take_inventory(self) -> bool:
+        """Serve what Triton has ready, as far as it has topics. False where some lack theirs: to be tried again."""
+        ready = {model.topic: model.window for model in self._inventory.models.values() if model.ready}
+        known = {model.topic for model in self._inventory.models.values()}
+        try:
+            if ready.keys() - self._partition_counts.keys():
+                await self._ensure_topics(ready.keys())
+            if known - self._partition_counts.keys():
+                self._partition_counts |= await self._topics.partition_counts(known)
+        except LogUnavailableError as exc:
+            _log.warning("topics not looked after: %s", exc, extra={"event": "topics_failed"})
+        served = {topic: window for topic, window in ready.items() if topic in self._partition_counts}
+        if not self._description.leaving:
+            self._intake.set_windows(served)
+            self.consumer.subscribe(served)
+        self._describe()
+        return served.keys() == ready.keys()
+
+    async def _ensure_topics(self, topics: Collection[str]) -> None:
+        try:
+            await self._topics.ensure_requests(topics, consumer_group(self._pool, "interactive"))
+        except TopicMissingError as exc:
+            if self._topics_missing != frozenset(topics):
+                _log.error("%s", exc, extra={"event": "topics_missing"})
+            self._topics_missing = frozenset(topics)
+
+    async def _restore(self) -> None:
+        """Bring a restarted Triton to what its pool was last asked for."""
+        await self._caught_up.wait()
+        while True:
+            if self._inventory.starts != self._starts_restored:
+                self._starts_restored = self._inventory.starts
+                await self._restore_once()
+            await asyncio.sleep(_TICK_SECONDS)  # a clock
+
+    async def _restore_once(self) -> None:
+        for name, loaded in list(self._gateways.wanted.items()):
+            model = self._inventory.models.get(name)
+            if model is None or model.ready == loaded:
+                continue
+            method = LOAD if loaded else UNLOAD
+            message = service_pb2.RepositoryModelLoadRequest if loaded else service_pb2.RepositoryModelUnloadRequest
+            seconds = self._settings.router.triton.call_seconds * 12
+            outcome = await self._triton.administer(method, message(model_name=name).SerializeToString(), seconds)
+            _log.info("restored", extra={"event": "model_restored", "model": name, "ok": isinstance(outcome, bytes)})
+        await self._inventory.look()
+
+    def _describe(self) -> None:
+        self._description.put(self._beacon, self._inventory, self._intake)
+
+    async def _tick(self) -> None:
+        loop = asyncio.get_running_loop()
+        since_commit = 0.0
+        while True:
+            await asyncio.sleep(_TICK_SECONDS)  # a clock
+            self._gateways.advance(loop.time())
+            since_commit += _TICK_SECONDS
+            if since_commit >= COMMIT_SECONDS:
+                since_commit = 0.0
+                self.consumer.commit(self._intake.committable())

@@ -1,0 +1,68 @@
+"""How many calls of a model run at once, and who waits for a slot."""
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from headrace.bus.protocols import Record
+from headrace.bus.v1.envelope_pb2 import Envelope
+from router.settings import WindowSettings
+
+ModelConfig: TypeAlias = Any  # tritonclient's messages are untyped
+
+WINDOW_PARAMETER = "headrace_window"
+
+
+def window_of(config: ModelConfig, settings: WindowSettings) -> int:
+    """The window of a model by its config: its own parameter, else what its instances and batches can take."""
+    own = config.parameters[WINDOW_PARAMETER].string_value if WINDOW_PARAMETER in config.parameters else ""
+    if own.isdecimal() and int(own) > 0:
+        return int(own)
+    instances: int = sum(max(1, group.count) * max(1, len(group.gpus)) for group in config.instance_group) or 1
+    wanted: int = round(settings.batches_per_instance * instances * max(1, config.max_batch_size))
+    return min(max(wanted, settings.minimum), settings.maximum)
+
+
+@dataclass(slots=True, eq=False)
+class Waiting:
+    """A record that is fetched and not begun."""
+
+    record: Record
+    envelope: Envelope
+    lane: "Lane"
+
+
+class Lane:
+    """One model's slots and its queue. What waits is bounded by one window: beyond it the topic is paused."""
+
+    def __init__(self, topic: str, window: int) -> None:
+        self.topic = topic
+        self.window = window
+        self.running = 0
+        self.waiting: deque[Waiting] = deque()
+        self.aside = 0
+        """Records that wait for their gateway's link; they take no slot, but room."""
+        self.paused = False
+
+    @property
+    def has_slot(self) -> bool:
+        """Whether a call may begin."""
+        return self.running < self.window
+
+    @property
+    def backlog(self) -> int:
+        """Records that are fetched and not begun."""
+        return len(self.waiting) + self.aside
+
+    @property
+    def room(self) -> int:
+        """How many more records may be fetched."""
+        return 2 * self.window - self.running - self.backlog
+
+    def wants_pause(self) -> bool:
+        """Whether a full window waits behind a full window."""
+        return not self.paused and self.room <= 0
+
+    def wants_resume(self) -> bool:
+        """Whether half a window is free again. The gap saves librdkafka from fetching the same records often."""
+        return self.paused and 2 * self.room >= self.window

@@ -1,0 +1,106 @@
+"""A call ends at its deadline or with its caller, and is not executed for nobody afterwards."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import grpc
+import pytest
+
+from tests.acceptance.calls import Client, Raw, ended, slow
+from tests.acceptance.eventually import eventually
+from tests.acceptance.metrics import metric
+from tests.acceptance.stack import Stack
+
+SLOW_WINDOW = 2
+"""How many calls of `slow` the router hands to Triton at once, by the model's own config."""
+SECONDS = 10.0
+
+
+@contextmanager
+def full_window(stack: Stack, gateway: Client, milliseconds: int) -> Iterator[None]:
+    """Hold all of `slow` for so long: what is sent in the block waits in the queue. Afterwards all is quiet."""
+    held = [gateway.begin(slow(milliseconds)) for _ in range(SLOW_WINDOW)]
+    router = stack.ready["router_admin"][0]
+    eventually(
+        lambda: metric(router, "headrace_router_running") >= SLOW_WINDOW, seconds=SECONDS, what="the window is full"
+    )
+    yield
+    for call in held:
+        call.result()
+    eventually(lambda: metric(router, "headrace_router_waiting") == 0, seconds=SECONDS, what="nothing waits")
+    eventually(lambda: metric(router, "headrace_router_running") == 0, seconds=SECONDS, what="nothing runs")
+
+
+def waiting(stack: Stack) -> float:
+    return metric(stack.ready["admin"][0], "headrace_gateway_calls_waiting")
+
+
+def test_a_call_ends_at_its_deadline(stack: Stack, gateway: Client) -> None:
+    """Triton is told to stop as well: the model does not go on for the two seconds that were asked for."""
+    began = time.monotonic()
+
+    with pytest.raises(grpc.RpcError) as caught:
+        gateway.infer(slow(20_000), seconds=0.5)
+
+    assert ended(caught.value).code is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert 0.4 < time.monotonic() - began < 5
+    assert gateway.infer(slow(1), seconds=10).raw_output_contents
+    eventually(lambda: waiting(stack) == 0, seconds=SECONDS, what="nobody waits")
+
+
+def test_an_expired_call_is_never_run(stack: Stack, gateway: Client, triton: Client) -> None:
+    before = triton.executions("slow")
+    skipped_before = skipped(stack)
+
+    with full_window(stack, gateway, 1500):
+        queued = [gateway.begin(slow(1), seconds=0.5) for _ in range(3)]
+        for call in queued:
+            error = call.exception()
+            assert isinstance(error, grpc.RpcError)
+            assert ended(error).code is grpc.StatusCode.DEADLINE_EXCEEDED
+
+    assert triton.executions("slow") == before + SLOW_WINDOW
+    assert skipped(stack) >= skipped_before + len(queued), "they were counted, as the one or the other"
+
+
+def skipped(stack: Stack) -> float:
+    """Records that the router did not run because their time was over or their caller had gone."""
+    router = stack.ready["router_admin"][0]
+    return sum(metric(router, "headrace_router_records_total", outcome=outcome) for outcome in ("expired", "cancelled"))
+
+
+def test_a_cancelled_call_in_the_queue_is_never_run(stack: Stack, gateway: Client, triton: Client) -> None:
+    before = triton.executions("slow")
+    idle = waiting(stack)
+
+    with full_window(stack, gateway, 1000):
+        queued = [gateway.begin(slow(1)) for _ in range(5)]
+        eventually(lambda: waiting(stack) == idle + SLOW_WINDOW + 5, seconds=SECONDS, what="all calls wait")
+        for call in queued:
+            call.cancel()
+        eventually(lambda: waiting(stack) <= idle + SLOW_WINDOW, seconds=0.9, what="their waiters are gone at once")
+
+    assert triton.executions("slow") == before + SLOW_WINDOW
+
+
+def test_a_cancelled_call_is_cancelled_in_triton(stack: Stack, gateway: Client) -> None:
+    """`slow` looks whether its request was cancelled, so that the next call need not wait for 20 seconds."""
+    call = gateway.begin(slow(20_000))
+    router = stack.ready["router_admin"][0]
+    eventually(lambda: metric(router, "headrace_router_running") == 1, seconds=SECONDS, what="it runs")
+
+    call.cancel()
+
+    assert gateway.infer(slow(1), seconds=5).raw_output_contents
+
+
+def test_a_caller_who_hangs_up_is_forgotten(stack: Stack) -> None:
+    """No cancellation is sent here: the connection is simply gone."""
+    with Client(stack.grpc).channel as channel:
+        leaving: Raw = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        call = leaving.future(slow(5_000).SerializeToString(), timeout=20, metadata=(("x-api-key", "dev"),))
+        eventually(lambda: waiting(stack) == 1, seconds=SECONDS, what="the call waits")
+
+    assert call.code() is grpc.StatusCode.CANCELLED
+    eventually(lambda: waiting(stack) == 0, seconds=SECONDS, what="its waiter is gone")

@@ -1,0 +1,54 @@
+"""The examples that the README shows, run as they stand."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance.stack import KEY, Stack
+from tests.parts import missing
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def run(stack: Stack, *words: str, key: str | None = None) -> subprocess.CompletedProcess[str]:
+    example, *rest = words
+    program = [sys.executable] if example.endswith(".py") else []
+    command = [*program, str(EXAMPLES / example), stack.grpc, key or KEY, *rest]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        (("infer.py",), "sum        1 2 3 4"),
+        (("infer_aio.py",), "1.000"),
+        (("file_type.py", str(EXAMPLES.parent / "README.md")), "markdown, text/markdown"),
+    ],
+)
+def test_an_example_prints_its_answer(stack: Stack, words: tuple[str, ...], answer: str) -> None:
+    told = run(stack, *words)
+
+    assert told.returncode == 0, told.stderr
+    assert answer in told.stdout
+
+
+def test_an_example_with_a_wrong_key_says_the_reason(stack: Stack) -> None:
+    told = run(stack, "file_type.py", str(EXAMPLES / "infer.py"), key="hr_nobody_wrong")
+
+    assert told.returncode == 1
+    assert "KEY_INVALID" in told.stderr
+    assert "Traceback" not in told.stderr
+
+
+def test_the_grpcurl_example_needs_no_proto_file(stack: Stack) -> None:
+    if shutil.which("grpcurl") is None:
+        missing("grpcurl", "go install github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.3")
+
+    told = run(stack, "grpcurl.sh")
+
+    assert told.returncode == 0, told.stderr
+    assert '"SERVING"' in told.stdout
+    assert '"EMBEDDING"' in told.stdout

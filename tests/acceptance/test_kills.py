@@ -1,0 +1,163 @@
+"""`kill -9` of any part while the stack runs: calls in flight end at once with a reason, and the stack heals."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from tritonclient.grpc import service_pb2 as oip
+
+from tests.acceptance.calls import MODELS, Client, client, ended, simple, slow, sums, until_callable, with_key
+from tests.acceptance.eventually import eventually
+from tests.acceptance.metrics import metric
+from tests.acceptance.stack import HEAL_SECONDS, Stack, started_stack
+
+pytestmark = pytest.mark.timeout(180)
+
+AT_ONCE_SECONDS = 2.5  # less than the silence after which a router is taken for dead in any case
+"""Far less than the deadline of the calls, and enough for a busy machine."""
+CALL_SECONDS = 60.0
+SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+@pytest.fixture(scope="module")
+def battered(_parts: None, repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A stack of its own for the tests that kill: each leaves it healed."""
+    with started_stack(tmp_path_factory.mktemp("battered"), "--model-repository", str(repository)) as running:
+        until_callable(running, MODELS)
+        yield running
+
+
+@pytest.fixture
+def gateway(battered: Stack) -> Iterator[Client]:
+    with client(battered.grpc) as made:
+        yield made
+
+
+def running(stack: Stack, gateway: Client) -> "grpc.Future[Any]":
+    """A call that Triton works on."""
+    call = gateway.begin(slow(30_000), seconds=CALL_SECONDS)
+    router = stack.ready["router_admin"][0]
+    eventually(lambda: metric(router, "headrace_router_running") >= 1, seconds=10, what="Triton runs the call")
+    return call
+
+
+def ended_at_once(call: "grpc.Future[Any]", reason: str) -> None:
+    error = call.exception(timeout=AT_ONCE_SECONDS)
+    assert isinstance(error, grpc.RpcError)
+    how = ended(error)
+    assert (how.code, how.reason) == (grpc.StatusCode.UNAVAILABLE, reason), how
+
+
+def answers_again(gateway: Client) -> None:
+    """A call is answered; until then each is refused at once, with a reason, as one that may be tried again."""
+
+    def call() -> bool:
+        began = time.monotonic()
+        try:
+            return sums(gateway.infer(simple(value=3)))[0] == 3
+        except grpc.RpcError as error:
+            how = ended(error)
+            assert how.code is grpc.StatusCode.UNAVAILABLE, how
+            assert time.monotonic() - began < AT_ONCE_SECONDS, how
+            return False
+
+    assert eventually(call, seconds=HEAL_SECONDS, what="a call is answered again")
+
+
+def test_triton_is_killed(battered: Stack, gateway: Client) -> None:
+    call = running(battered, gateway)
+
+    since = battered.kill("triton-0")
+
+    ended_at_once(call, "TRITON_LOST")
+    battered.until_back("triton-0", since)
+    until_callable(battered)
+    answers_again(gateway)
+
+
+def test_the_router_is_killed(battered: Stack, gateway: Client) -> None:
+    call = running(battered, gateway)
+
+    since = battered.kill("router-0")
+
+    ended_at_once(call, "ROUTER_LOST")
+    battered.until_back("router-0", since)
+    answers_again(gateway)
+
+
+def test_the_gateway_is_killed(battered: Stack, gateway: Client) -> None:
+    """Its callers' connections go with it; what they asked for is not run on for nobody."""
+    call = running(battered, gateway)
+    router = battered.ready["router_admin"][0]
+
+    since = battered.kill("gateway-0")
+
+    error = call.exception(timeout=AT_ONCE_SECONDS)
+    assert isinstance(error, grpc.RpcError)
+    assert ended(error).code is grpc.StatusCode.UNAVAILABLE
+    battered.until_back("gateway-0", since)
+    answers_again(gateway)
+    eventually(lambda: metric(router, "headrace_router_running") == 0, seconds=HEAL_SECONDS, what="nothing runs")
+
+
+def test_the_broker_is_killed(battered: Stack, gateway: Client) -> None:
+    """Answers do not go through the log: what runs is answered. What can't be published is refused with a reason."""
+    call = gateway.begin(slow(1500), seconds=CALL_SECONDS)
+    router = battered.ready["router_admin"][0]
+    eventually(lambda: metric(router, "headrace_router_running") >= 1, seconds=10, what="Triton runs the call")
+
+    since = battered.kill("broker")
+    into_the_dark = gateway.begin(simple(), seconds=CALL_SECONDS)
+
+    assert call.result(timeout=AT_ONCE_SECONDS).raw_output_contents
+    battered.until_back("broker", since)
+    error = into_the_dark.exception(timeout=HEAL_SECONDS)
+    assert error is None or (isinstance(error, grpc.RpcError) and ended(error).reason == "LOG_UNAVAILABLE"), error
+    answers_again(gateway)
+
+
+def test_what_was_unloaded_stays_unloaded_when_triton_comes_back(battered: Stack, gateway: Client) -> None:
+    gateway.ask("RepositoryModelUnload", oip.RepositoryModelUnloadRequest(model_name="file_type"))
+    try:
+        since = battered.kill("triton-0")
+        battered.until_back("triton-0", since)
+        until_callable(battered, ["simple", "echo"])
+
+        eventually(lambda: not is_ready(gateway, "file_type"), seconds=HEAL_SECONDS, what="it is unloaded again")
+        with client(battered.triton, ()) as triton:
+            eventually(lambda: not is_ready(triton, "file_type"), seconds=HEAL_SECONDS, what="in Triton too")
+            assert is_ready(triton, "simple")
+    finally:
+        gateway.ask("RepositoryModelLoad", oip.RepositoryModelLoadRequest(model_name="file_type"))
+    assert is_ready(gateway, "file_type")
+
+
+def is_ready(asked: Client, model: str) -> bool:
+    return bool(asked.ask("ModelReady", oip.ModelReadyRequest(name=model)).ready)
+
+
+def test_watchers_of_a_model_hear_of_its_death_and_return(battered: Stack) -> None:
+    """Also after one of them has left, which makes grpcio's own servicer silent for the others."""
+    with client(battered.grpc) as leaving, client(battered.grpc) as first, client(battered.grpc) as second:
+        watches = [watch(each, "simple") for each in (leaving, first, second)]
+        whole = watch(first, "")
+        assert [next(each).status for each in (*watches, whole)] == [SERVING] * 4
+        watches.pop(0).cancel()
+
+        since = battered.kill("triton-0")
+
+        assert [next(each).status for each in watches] == [NOT_SERVING] * 2
+        battered.until_back("triton-0", since)
+        assert [next(each).status for each in watches] == [SERVING] * 2
+        for each in (*watches, whole):
+            each.cancel()
+
+
+def watch(watcher: Client, service: str) -> Any:
+    stub: Any = health_pb2_grpc.HealthStub(watcher.channel)  # its types lack Watch
+    asked = health_pb2.HealthCheckRequest(service=service)
+    return stub.Watch(asked, timeout=CALL_SECONDS, metadata=with_key())

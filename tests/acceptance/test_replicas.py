@@ -1,0 +1,177 @@
+"""Two gateways before two routers: all four share the work, and one of each can leave under load without a loss."""
+
+import signal
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from tritonclient.grpc import service_pb2 as oip
+
+from tests.acceptance.calls import MODELS, Client, client, echo, ended, recording, simple, slow, sums, until_callable
+from tests.acceptance.eventually import eventually
+from tests.acceptance.metrics import metric
+from tests.acceptance.stack import HEAL_SECONDS, Stack, started_stack
+
+pytestmark = pytest.mark.timeout(180)
+
+SECONDS = 20.0
+
+
+@pytest.fixture(scope="module")
+def pair(_parts: None, repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """Two of each. Tests leave it whole."""
+    options = ("--model-repository", str(repository), "--replicas", "2", "--gateways", "2")
+    with started_stack(tmp_path_factory.mktemp("pair"), *options) as running:
+        until_callable(running, MODELS)
+        yield running
+
+
+@pytest.fixture
+def whole(pair: Stack) -> Stack:
+    """The stack once both routers are live to both gateways."""
+    for admin in pair.ready["admin"]:
+        eventually(
+            lambda: metric(admin, "headrace_gateway_routers_live") == 2,  # noqa: B023
+            seconds=HEAL_SECONDS,
+            what="both routers are live",
+        )
+    return pair
+
+
+@contextmanager
+def tritons(stack: Stack) -> Iterator[list[Client]]:
+    addresses = [each["grpc"] for each in stack.ready["triton"]]
+    with client(addresses[0], ()) as first, client(addresses[1], ()) as second:
+        yield [first, second]
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_each_gateway_answers_and_both_tritons_work(whole: Stack, place: int) -> None:
+    """Calls of several models, so that whoever owns which, both Tritons are asked."""
+    with tritons(whole) as both, client(whole.ready["grpc"][place]) as gateway:
+        before = [executions(each) for each in both]
+        calls = [gateway.begin(build) for _ in range(25) for build in (simple(), echo(b"x"), recording(b"x"), slow(1))]
+        assert all(call.result().raw_output_contents for call in calls)
+        ran = [executions(each) - count for each, count in zip(both, before, strict=True)]
+
+    assert min(ran) > 0, ran
+
+
+def executions(triton: Client) -> int:
+    told = triton.ask("ModelStatistics", oip.ModelStatisticsRequest()).model_stats
+    return sum(int(each.execution_count) for each in told)
+
+
+def test_statistics_are_the_sum_of_both(whole: Stack) -> None:
+    def agree() -> bool:
+        with tritons(whole) as both, client(whole.grpc) as gateway:
+            return gateway.executions("simple") == sum(each.executions("simple") for each in both)
+
+    assert eventually(agree, seconds=SECONDS, what="the gateway tells the sum")
+
+
+def test_an_unload_reaches_every_triton_and_every_gateway(whole: Stack) -> None:
+    request = oip.RepositoryModelUnloadRequest(model_name="recording")
+    asked = oip.ModelReadyRequest(name="recording")
+    with tritons(whole) as both, client(whole.ready["grpc"][0]) as first, client(whole.ready["grpc"][1]) as second:
+        first.ask("RepositoryModelUnload", request)
+        try:
+            assert not any(each.ask("ModelReady", asked).ready for each in (first, *both))
+            eventually(lambda: not second.ask("ModelReady", asked).ready, seconds=SECONDS, what="the other hears of it")
+        finally:
+            first.ask("RepositoryModelLoad", oip.RepositoryModelLoadRequest(model_name="recording"))
+        assert all(each.ask("ModelReady", asked).ready for each in (first, *both))
+        eventually(lambda: second.ask("ModelReady", asked).ready, seconds=SECONDS, what="the other hears of it")
+
+
+class Load:
+    """Callers that call one after the other, until they are told to stop; how their calls ended is counted."""
+
+    def __init__(self, addresses: list[str], callers: int = 4) -> None:
+        self.ended: Counter[str] = Counter()
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._callers = [(addresses[number % len(addresses)], number) for number in range(callers)]
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        with ThreadPoolExecutor(len(self._callers)) as pool:
+            callers = [pool.submit(self._call, *caller) for caller in self._callers]
+            try:
+                eventually(lambda: self.ended["answered"] > 50, seconds=SECONDS, what="the load runs")
+                yield
+                answered = self.ended["answered"]
+                eventually(lambda: self.ended["answered"] > answered + 50, seconds=SECONDS, what="and goes on")
+            finally:
+                self._stop.set()
+                for caller in callers:
+                    caller.result()
+
+    def _call(self, address: str, value: int) -> None:
+        with client(address) as gateway:
+            while not self._stop.is_set():
+                outcome = self._outcome(gateway, value)
+                with self._lock:
+                    self.ended[outcome] += 1
+                if outcome == "no connection":
+                    return
+
+    def _outcome(self, gateway: Client, value: int) -> str:
+        try:
+            assert sums(gateway.infer(simple(value=value)))[0] == value
+        except grpc.RpcError as error:
+            how = ended(error)
+            return how.reason or ("no connection" if "connect" in how.text.lower() else f"{how.code} {how.text}")
+        return "answered"
+
+
+def test_a_router_leaves_under_load_without_a_loss(whole: Stack) -> None:
+    """What it runs it answers; what it has not begun is run by the other one. It leaves its group and comes back."""
+    load = Load(whole.ready["grpc"])
+    with client(whole.grpc) as gateway:
+        held = [gateway.begin(slow(700), seconds=60) for _ in range(8)]  # more than both windows: some wait
+        with load.running():
+            since = whole.kill("router-1", signal.SIGTERM)
+            whole.until_back("router-1", since)
+        outcomes = [how(call) for call in held]
+
+    assert set(load.ended) == {"answered"}, load.ended
+    assert outcomes == ["answered"] * len(held), outcomes
+
+
+def how(call: Any) -> str:
+    error = call.exception()
+    return "answered" if error is None else str(ended(error))
+
+
+def test_a_gateway_says_that_it_leaves_and_answers_what_it_has(whole: Stack) -> None:
+    """Watchers hear NOT_SERVING, calls that run are answered, and the other gateway never notices."""
+    leaving, staying = whole.ready["grpc"]
+    load = Load([staying])
+    with client(leaving) as gateway:
+        health: Any = health_pb2_grpc.HealthStub(gateway.channel)  # its types lack Watch
+        watch = health.Watch(health_pb2.HealthCheckRequest(), timeout=60)
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+        held = [gateway.begin(slow(600), seconds=60) for _ in range(4)]
+        admin = whole.ready["admin"][0]
+        eventually(
+            lambda: metric(admin, "headrace_gateway_calls_waiting") == len(held), seconds=SECONDS, what="they wait"
+        )
+
+        with load.running():
+            since = whole.kill("gateway-0", signal.SIGTERM)
+            assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+            assert not any(call.done() for call in held[2:]), "it was told before the calls ended"
+            outcomes = [how(call) for call in held]
+            whole.until_back("gateway-0", since)
+        watch.cancel()
+
+    assert outcomes == ["answered"] * len(held), outcomes
+    assert set(load.ended) == {"answered"}, load.ended

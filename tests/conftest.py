@@ -1,0 +1,27 @@
+"""Options of all tests, and an environment that none of them can lean on."""
+
+import os
+
+import pytest
+
+pytest_plugins = ["tests.integration.broker_fixture", "tests.integration.triton_fixture"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("headrace", "the parts that tests run against")
+    group.addoption(
+        "--kafka", default="embedded", metavar="embedded|HOST:PORT", help="the broker: one of our own, or one that runs"
+    )
+    group.addoption(
+        "--triton",
+        default="embedded",
+        metavar="embedded|HOST:PORT",
+        help="Triton's gRPC port: our own, or one that runs",
+    )
+
+
+def pytest_configure() -> None:
+    """Forget the settings of whoever runs the tests: the processes that tests start would inherit them."""
+    for name in list(os.environ):
+        if name.upper().startswith("HEADRACE_"):
+            del os.environ[name]

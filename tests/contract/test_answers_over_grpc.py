@@ -1,0 +1,240 @@
+"""Who may attach to whom: what only the carrier over gRPC can show."""
+
+import asyncio
+import logging
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import grpc
+import pytest
+import trustme
+
+from headrace.bus.answers.hub import GrpcAnswerHub
+from headrace.bus.answers.links import GrpcAnswerLinks, LinkTerms
+from headrace.bus.answers.whereabouts import Whereabouts
+from headrace.bus.answers.wire import ATTACH_METHOD, Trust
+from headrace.bus.protocols import LinkState, RouterKey
+from headrace.bus.settings import ReplyTrustSettings
+from headrace.bus.v1.reply_pb2 import AttachRequest, Hello
+from tests.contract.answer_carriers import PATIENCE_SECONDS, Gateway, Router
+
+INCARNATION, POOL = 70, "default"
+
+StartGateway = Callable[[Trust], Awaitable[Gateway]]
+StartRouter = Callable[..., Awaitable[Router]]
+
+
+@pytest.fixture
+async def owned() -> AsyncIterator[AsyncExitStack]:
+    async with AsyncExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture
+def gateway_with(owned: AsyncExitStack) -> StartGateway:
+    async def start(trust: Trust) -> Gateway:
+        gateway = Gateway()
+        gateway.hub = hub = GrpcAnswerHub(
+            incarnation=INCARNATION, pool=POOL, trust=trust, max_message_bytes=1 << 20, events=gateway
+        )
+        gateway.address = f"127.0.0.1:{hub.bind('127.0.0.1', 0)}"
+        await owned.enter_async_context(hub)
+        return gateway
+
+    return start
+
+
+@pytest.fixture
+def router_with(owned: AsyncExitStack) -> StartRouter:
+    async def start(trust: Trust, *, pool: str = POOL, allowed: str = "127.0.0.0/8") -> Router:
+        router = Router(RouterKey("r", 1))
+        terms = LinkTerms(router=router.key, pool=pool, attach_seconds=2, stall_seconds=5, unacknowledged_bytes=1 << 20)
+        router.links = await owned.enter_async_context(
+            GrpcAnswerLinks(terms=terms, trust=trust, whereabouts=Whereabouts([allowed]), events=router)
+        )
+        return router
+
+    return start
+
+
+def secret(folder: Path, text: str, *, plain: bool = False) -> Trust:
+    path = folder / f"secret-{text}"
+    path.write_text(text)
+    return Trust(ReplyTrustSettings(secret_file=path, allow_secret_without_tls=plain))
+
+
+def certificates(folder: Path, authority: trustme.CA, name: str) -> Trust:
+    """A certificate for one process, signed by an authority."""
+    issued = authority.issue_cert("127.0.0.1", common_name=name)
+    ca, certificate, key = (folder / f"{name}.{part}" for part in ("ca", "crt", "key"))
+    authority.cert_pem.write_to_path(ca)
+    issued.private_key_pem.write_to_path(key)
+    for blob in issued.cert_chain_pems:
+        blob.write_to_path(certificate, append=True)
+    return Trust(ReplyTrustSettings(tls_ca_file=ca, tls_certificate_file=certificate, tls_key_file=key))
+
+
+async def assert_refused(gateway: Gateway, router: Router) -> None:
+    link = router.links.link(gateway.address, INCARNATION)
+    assert link is not None
+    await router.until(lambda: link.state is LinkState.UNREACHABLE)
+    assert gateway.said == []
+
+
+async def assert_attached(gateway: Gateway, router: Router) -> None:
+    link = router.links.link(gateway.address, INCARNATION)
+    assert link is not None
+    link.send(b"c", 1, b"answer")
+    await gateway.until(lambda: gateway.said == [("attached", router.key), ("answered", b"c", 1, b"answer")])
+
+
+async def test_a_router_that_knows_the_secret_attaches(
+    tmp_path: Path, gateway_with: StartGateway, router_with: StartRouter
+) -> None:
+    await assert_attached(await gateway_with(secret(tmp_path, "s")), await router_with(secret(tmp_path, "s")))
+
+
+async def test_a_router_with_a_wrong_secret_is_refused_and_both_sides_say_so(
+    tmp_path: Path, gateway_with: StartGateway, router_with: StartRouter, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        await assert_refused(await gateway_with(secret(tmp_path, "s")), await router_with(secret(tmp_path, "t")))
+
+    assert {record.name for record in caplog.records if getattr(record, "event", "") == "attach_refused"} == {
+        "headrace.bus.answers.hub",
+        "headrace.bus.answers.links",
+    }
+    assert "s" not in [word for record in caplog.records for word in record.getMessage().split()]
+
+
+async def test_a_router_of_another_pool_is_refused(
+    tmp_path: Path, gateway_with: StartGateway, router_with: StartRouter
+) -> None:
+    trust = secret(tmp_path, "s")
+    await assert_refused(await gateway_with(trust), await router_with(trust, pool="other"))
+
+
+async def test_certificates_of_one_authority_prove_both_ends(
+    tmp_path: Path, gateway_with: StartGateway, router_with: StartRouter
+) -> None:
+    authority = trustme.CA()
+    gateway = await gateway_with(certificates(tmp_path, authority, "gateway"))
+    await assert_attached(gateway, await router_with(certificates(tmp_path, authority, "router")))
+
+
+async def test_a_router_of_another_authority_is_refused(
+    tmp_path: Path, gateway_with: StartGateway, router_with: StartRouter
+) -> None:
+    ours = trustme.CA()
+    gateway = await gateway_with(certificates(tmp_path, ours, "gateway"))
+    stranger = certificates(tmp_path, trustme.CA(), "stranger")
+    (tmp_path / "stranger.ca").write_bytes(ours.cert_pem.bytes())  # it believes the gateway
+
+    await assert_refused(gateway, await router_with(stranger))
+
+
+async def test_a_gateway_of_another_authority_is_not_believed(
+    tmp_path: Path, gateway_with: StartGateway, router_with: StartRouter
+) -> None:
+    ours, other = trustme.CA(), trustme.CA()
+    impostor = certificates(tmp_path, other, "impostor")
+    router = certificates(tmp_path, ours, "router")
+    (tmp_path / "impostor.ca").write_bytes(ours.cert_pem.bytes())  # it takes our routers
+
+    await assert_refused(await gateway_with(impostor), await router_with(router))
+
+
+async def test_a_router_without_a_certificate_is_refused(
+    tmp_path: Path, gateway_with: StartGateway, router_with: StartRouter
+) -> None:
+    gateway = await gateway_with(certificates(tmp_path, trustme.CA(), "gateway"))
+
+    await assert_refused(gateway, await router_with(secret(tmp_path, "s")))
+
+
+async def test_a_secret_does_not_leave_the_machine_unencrypted_unless_that_is_allowed(
+    tmp_path: Path, router_with: StartRouter
+) -> None:
+    for plain in (False, True):
+        router = await router_with(secret(tmp_path, "s", plain=plain), allowed="192.0.2.0/24")
+        assert (router.links.link("192.0.2.1:1", 1) is not None) is plain
+
+
+@pytest.mark.parametrize(
+    ("first", "code"),
+    [
+        pytest.param(b"\xff", grpc.StatusCode.INVALID_ARGUMENT, id="no protobuf"),
+        pytest.param(AttachRequest(), grpc.StatusCode.INVALID_ARGUMENT, id="no hello"),
+        pytest.param(AttachRequest(hello=Hello(pool=POOL)), grpc.StatusCode.INVALID_ARGUMENT, id="no name"),
+        pytest.param(None, grpc.StatusCode.INVALID_ARGUMENT, id="nothing"),
+    ],
+)
+async def test_who_does_not_say_who_it_is_is_refused(
+    tmp_path: Path, gateway_with: StartGateway, first: bytes | AttachRequest | None, code: grpc.StatusCode
+) -> None:
+    trust = secret(tmp_path, "s")
+    gateway = await gateway_with(trust)
+    async with grpc.aio.insecure_channel(gateway.address) as channel:
+        attach: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(ATTACH_METHOD)
+        call = attach(metadata=grpc.aio.Metadata(*trust.metadata()), timeout=PATIENCE_SECONDS)
+        if first is None:
+            await call.done_writing()
+        else:
+            await call.write(first if isinstance(first, bytes) else first.SerializeToString())
+        assert await call.code() is code
+    assert gateway.said == []
+
+
+async def test_who_says_nothing_is_not_waited_for(tmp_path: Path, gateway_with: StartGateway) -> None:
+    trust = secret(tmp_path, "s")
+    gateway = await gateway_with(trust)
+    async with grpc.aio.insecure_channel(gateway.address) as channel:
+        attach: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(ATTACH_METHOD)
+        call = attach(metadata=grpc.aio.Metadata(*trust.metadata()), timeout=PATIENCE_SECONDS)
+        assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_a_router_that_turns_to_nonsense_is_detached(tmp_path: Path, gateway_with: StartGateway) -> None:
+    trust = secret(tmp_path, "s")
+    gateway = await gateway_with(trust)
+    hello = Hello(router_id="r", router_incarnation=1, pool=POOL, expected_gateway_incarnation=INCARNATION)
+    async with grpc.aio.insecure_channel(gateway.address) as channel:
+        attach: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(ATTACH_METHOD)
+        call = attach(metadata=grpc.aio.Metadata(*trust.metadata()), timeout=PATIENCE_SECONDS)
+        await call.write(AttachRequest(hello=hello).SerializeToString())
+        await call.read()
+        await gateway.until(lambda: gateway.present == [RouterKey("r", 1)])
+
+        await call.write(b"\xff\xff")
+        await gateway.until(lambda: gateway.present == [])
+
+
+async def test_a_busy_port_is_an_os_error_that_names_it(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen(1)
+        port = taken.getsockname()[1]
+        hub = GrpcAnswerHub(
+            incarnation=1, pool=POOL, trust=secret(tmp_path, "s"), max_message_bytes=1, events=Gateway()
+        )
+        with pytest.raises(OSError, match=f"127.0.0.1:{port}"):
+            hub.bind("127.0.0.1", port)
+
+
+async def test_leaving_sends_what_is_still_to_be_sent(
+    tmp_path: Path, gateway_with: StartGateway, router_with: StartRouter
+) -> None:
+    trust = secret(tmp_path, "s")
+    gateway, router = await gateway_with(trust), await router_with(trust)
+    link = router.links.link(gateway.address, INCARNATION)
+    assert link is not None
+    assert isinstance(router.links, GrpcAnswerLinks)
+    for number in range(1000):
+        link.send(b"%d" % number, 1, bytes(1000))
+
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        await router.links.flush()
+
+    assert len(gateway.answers) == 1000

@@ -1,0 +1,99 @@
+"""What only a real broker does to the request log: it refuses, it is away, it is killed."""
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from headrace.bus.protocols import LogUnavailableError, RecordTooLargeError, TopicPartition
+from headrace.local import broker as kafka
+from headrace.local.ports import FreePorts
+from tests.contract.log_carriers import Failures, KafkaCarrier
+from tests.integration.broker_fixture import started_broker
+
+
+@pytest.fixture
+async def carrier(broker: str) -> AsyncIterator[KafkaCarrier]:
+    async with AsyncExitStack() as owned:
+        yield KafkaCarrier(owned, broker)
+
+
+async def test_a_record_that_the_broker_finds_too_large_fails_at_once_and_once(carrier: KafkaCarrier) -> None:
+    topic = await carrier.topic(1, **{"max.message.bytes": "1000"})
+    failures = Failures()
+    publisher = await carrier.publisher(failures)
+
+    started = time.monotonic()
+    publisher.publish(TopicPartition(topic, 0), b"c", b"", bytes(2000))
+    await failures.until(1)
+
+    assert failures.told == [(b"c", RecordTooLargeError)]
+    assert time.monotonic() - started < 5
+
+
+async def test_publishing_never_waits_for_a_broker_that_is_away() -> None:
+    nowhere = f"127.0.0.1:{FreePorts('127.0.0.1').take()}"
+    async with AsyncExitStack() as owned:
+        carrier = KafkaCarrier(owned, nowhere)
+        failures = Failures()
+        publisher = await carrier.publisher(failures, delivery_seconds=0.5)
+
+        started = time.monotonic()
+        ids = [b"%d" % number for number in range(1000)]
+        for call_id in ids:
+            publisher.publish(TopicPartition("t", 0), call_id, b"", bytes(100))
+        assert time.monotonic() - started < 0.5
+        await failures.until(1000)
+
+    assert sorted(failures.told) == sorted((call_id, LogUnavailableError) for call_id in ids)
+
+
+async def test_leaving_does_not_wait_for_a_broker_that_is_away() -> None:
+    nowhere = f"127.0.0.1:{FreePorts('127.0.0.1').take()}"
+    started = time.monotonic()
+    async with AsyncExitStack() as owned:
+        carrier = KafkaCarrier(owned, nowhere)
+        publisher = await carrier.publisher(Failures())
+        publisher.publish(TopicPartition("t", 0), b"c", b"", b"")
+        await carrier.taker("g", ["t"])
+
+    assert time.monotonic() - started < 5
+
+
+@pytest.mark.timeout(180)
+async def test_a_killed_broker_comes_back_and_the_log_goes_on(
+    broker_install: kafka.BrokerInstall, tmp_path: Path
+) -> None:
+    """Publisher and consumer find it again by themselves: nothing is lost, and nothing fails."""
+    ports = FreePorts("127.0.0.1")
+    port = ports.take()
+    kafka.prepare_storage(broker_install, tmp_path, port=port, controller_port=ports.take(), sasl=None)
+    group = f"group-{uuid.uuid4().hex}"
+    async with AsyncExitStack() as owned:
+        first_life = started_broker(broker_install, tmp_path, port)
+        process = await asyncio.to_thread(first_life.__enter__)
+        carrier = KafkaCarrier(owned, f"127.0.0.1:{port}")
+        topic = await carrier.topic(2)
+        failures = Failures()
+        publisher = await carrier.publisher(failures, delivery_seconds=60)
+        taker = await carrier.taker(group, [topic])
+        publisher.publish(TopicPartition(topic, 0), b"before", b"", b"")
+        await taker.until(lambda: taker.ids == [b"before"])
+
+        process.kill()
+        await asyncio.to_thread(first_life.__exit__, None, None, None)
+        for number in range(20):
+            publisher.publish(TopicPartition(topic, number % 2), b"during-%02d" % number, b"", b"")
+        second_life = started_broker(broker_install, tmp_path, port)
+        await asyncio.to_thread(second_life.__enter__)
+        owned.callback(second_life.__exit__, None, None, None)
+
+        await taker.until(lambda: len(set(taker.ids)) == 21)
+
+        assert failures.told == []
+        assert sorted(set(taker.ids)) == [b"before", *(b"during-%02d" % number for number in range(20))]
+        assert taker.trespassers == []

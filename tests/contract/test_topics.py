@@ -1,0 +1,212 @@
+"""Topics on a real broker are made as the delivery rules demand, by whoever comes first."""
+
+import asyncio
+import sys
+import uuid
+from collections.abc import AsyncIterator, Collection
+
+import pytest
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+
+from headrace.bus.control import TopicMissingError, Topics
+from headrace.bus.protocols import LogUnavailableError
+from headrace.bus.settings import KafkaSettings, TopicSettings
+from headrace.bus.topics import ANNOUNCEMENTS_TOPIC, ENVELOPE_ROOM_BYTES
+from headrace.local.ports import FreePorts
+
+MEBIBYTE = 1 << 20
+SETTINGS = TopicSettings(request_partitions=3, retention_seconds=600, max_message_bytes=2 * MEBIBYTE)
+
+ENSURE = """\
+import asyncio, sys
+from headrace.bus.control import Topics
+from headrace.bus.settings import KafkaSettings, TopicSettings
+
+async def main(address, group, *names):
+    topics = Topics(KafkaSettings(bootstrap_servers=address), TopicSettings(request_partitions=3), client_id="rival")
+    print("ready", flush=True)
+    sys.stdin.readline()
+    await topics.ensure_requests(names, group)
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+@pytest.fixture
+def name() -> str:
+    return f"headrace.test-{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+async def admin(broker: str) -> AsyncIterator[AIOKafkaAdminClient]:
+    client = AIOKafkaAdminClient(bootstrap_servers=broker)
+    try:
+        await client.start()
+        yield client
+    finally:
+        await client.close()
+
+
+def topics(broker: str, settings: TopicSettings = SETTINGS) -> Topics:
+    return Topics(KafkaSettings(bootstrap_servers=broker), settings, client_id="test")
+
+
+async def configured(admin: AIOKafkaAdminClient, topic: str) -> dict[str, str]:
+    """What the broker holds of a topic's settings, by name."""
+    answers = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)])
+    [(_code, _message, _type, _name, entries)] = answers[0].resources
+    return {entry[0]: entry[1] for entry in entries}
+
+
+async def committed(broker: str, group: str, topic: str, partitions: int) -> list[int | None]:
+    """The group's offset of each partition; None where it has none."""
+    consumer = AIOKafkaConsumer(bootstrap_servers=broker, group_id=group, enable_auto_commit=False)
+    try:
+        await consumer.start()
+        places = [TopicPartition(topic, partition) for partition in range(partitions)]
+        consumer.assign(places)
+        return [await consumer.committed(place) for place in places]
+    finally:
+        await consumer.stop()
+
+
+async def test_request_topics_are_made_as_configured(broker: str, admin: AIOKafkaAdminClient, name: str) -> None:
+    """Room for the largest request and its envelope, and deletion of what nobody waits for any more."""
+    await topics(broker).ensure_requests([f"{name}.a", f"{name}.b"], name)
+
+    for topic in (f"{name}.a", f"{name}.b"):
+        assert await topics(broker).partition_counts([topic]) == {topic: 3}
+        held = await configured(admin, topic)
+        assert held["cleanup.policy"] == "delete"
+        assert held["retention.ms"] == "600000"
+        assert held["max.message.bytes"] == str(2 * MEBIBYTE + ENVELOPE_ROOM_BYTES)
+
+
+async def test_every_partition_has_a_committed_offset_before_anything_is_in_it(broker: str, name: str) -> None:
+    """Lag can be told from the first record on, and that record is not skipped."""
+    await topics(broker).ensure_requests([name], name)
+
+    assert await committed(broker, name, name, 3) == [0, 0, 0]
+
+
+async def test_the_announcements_topic_is_compacted_and_has_one_partition(
+    broker: str, admin: AIOKafkaAdminClient
+) -> None:
+    await topics(broker).ensure_announcements()
+    await topics(broker).ensure_announcements()
+
+    assert await topics(broker).partition_counts([ANNOUNCEMENTS_TOPIC]) == {ANNOUNCEMENTS_TOPIC: 1}
+    held = await configured(admin, ANNOUNCEMENTS_TOPIC)
+    assert held["cleanup.policy"] == "compact"
+    assert int(held["segment.ms"]) <= 60_000  # what is not rolled is not compacted
+    assert int(held["max.message.bytes"]) > MEBIBYTE
+
+
+async def test_a_missing_topic_is_an_error_that_names_it_where_making_it_is_forbidden(broker: str, name: str) -> None:
+    forbidden = topics(broker, SETTINGS.model_copy(update={"create": False}))
+    await topics(broker).ensure_requests([f"{name}.there"], name)
+
+    with pytest.raises(TopicMissingError, match=f"{name}.missing") as raised:
+        await forbidden.ensure_requests([f"{name}.there", f"{name}.missing"], name)
+
+    assert f"{name}.there" not in str(raised.value)
+    assert await forbidden.partition_counts([f"{name}.missing"]) == {}
+    await forbidden.ensure_requests([f"{name}.there"], name)
+
+
+async def test_an_existing_topic_is_left_as_it_is(broker: str, admin: AIOKafkaAdminClient, name: str) -> None:
+    """Also its group's offsets: going back to the start would run what ran before."""
+    config = {"retention.ms": "777000", "cleanup.policy": "compact"}
+    await admin.create_topics([NewTopic(name, num_partitions=5, replication_factor=1, topic_configs=config)])
+    before = await configured(admin, name)
+
+    await topics(broker).ensure_requests([name, f"{name}.new"], name)
+
+    assert await configured(admin, name) == before
+    assert await topics(broker).partition_counts([name]) == {name: 5}
+    assert await committed(broker, name, name, 5) == [None] * 5
+    assert await committed(broker, name, f"{name}.new", 3) == [0, 0, 0]
+
+
+async def test_asking_again_changes_nothing(broker: str, admin: AIOKafkaAdminClient, name: str) -> None:
+    await topics(broker).ensure_requests([name], name)
+    before = await configured(admin, name)
+    consumer = AIOKafkaConsumer(bootstrap_servers=broker, group_id=name, enable_auto_commit=False)
+    try:
+        await consumer.start()
+        consumer.assign([TopicPartition(name, 0)])
+        await consumer.commit({TopicPartition(name, 0): 7})
+    finally:
+        await consumer.stop()
+
+    await topics(broker, TopicSettings(request_partitions=9)).ensure_requests([name], name)
+
+    assert await configured(admin, name) == before
+    assert await topics(broker).partition_counts([name]) == {name: 3}
+    assert await committed(broker, name, name, 3) == [7, 0, 0]
+
+
+async def test_several_that_make_the_same_topics_at_once_all_succeed(broker: str, name: str) -> None:
+    """Replicas start together. Two processes here, and two owners in this one."""
+    names = [f"{name}.{number}" for number in range(4)]
+    rivals = [
+        await asyncio.create_subprocess_exec(
+            sys.executable, "-c", ENSURE, broker, name, *names, stdin=-1, stdout=-1, stderr=-1
+        )
+        for _ in range(2)
+    ]
+    try:
+        for rival in rivals:
+            assert rival.stdout is not None
+            assert await rival.stdout.readline() == b"ready\n"
+        ours = (topics(broker).ensure_requests(names, name) for _ in range(2))
+        *outputs, _, _ = await asyncio.gather(*(rival.communicate(b"\n") for rival in rivals), *ours)
+    finally:
+        for rival in rivals:
+            if rival.returncode is None:
+                rival.kill()
+                await rival.wait()
+
+    assert [rival.returncode for rival in rivals] == [0, 0], outputs
+    assert await topics(broker).partition_counts(names) == dict.fromkeys(names, 3)
+    for topic in names:
+        assert await committed(broker, name, topic, 3) == [0, 0, 0]
+
+
+async def test_a_topic_for_a_group_that_lives_is_made_all_the_same(broker: str, name: str) -> None:
+    """Its members commit the starts of what they are assigned."""
+    await topics(broker).ensure_requests([name], name)
+    member = AIOKafkaConsumer(name, bootstrap_servers=broker, group_id=name, enable_auto_commit=False)
+    try:
+        await member.start()
+        assert member.assignment()
+
+        await topics(broker).ensure_requests([f"{name}.late"], name)
+    finally:
+        await member.stop()
+
+    assert await topics(broker).partition_counts([f"{name}.late"]) == {f"{name}.late": 3}
+
+
+@pytest.mark.parametrize("asked", [(), ("headrace.never-made",), ("headrace.bad/name",)])
+async def test_what_does_not_exist_is_not_counted(broker: str, asked: Collection[str]) -> None:
+    """Nor does asking make it."""
+    for _ in range(2):
+        assert await topics(broker).partition_counts(asked) == {}
+
+
+async def test_a_topic_that_the_broker_refuses_is_told_with_its_reason(broker: str, name: str) -> None:
+    with pytest.raises(LogUnavailableError, match=f"(?i){name}.*replica"):
+        await topics(broker, SETTINGS.model_copy(update={"replication_factor": 3})).ensure_requests([name], name)
+
+
+async def test_a_broker_that_is_away_is_told_in_time() -> None:
+    address = f"127.0.0.1:{FreePorts('127.0.0.1').take()}"
+
+    async with asyncio.timeout(15):
+        with pytest.raises(LogUnavailableError, match=address):
+            await topics(address).partition_counts(["a"])
+        with pytest.raises(LogUnavailableError, match=address):
+            await topics(address).ensure_announcements()

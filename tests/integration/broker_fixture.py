@@ -1,0 +1,83 @@
+"""A real Apache Kafka for tests: the broker of the local stack, or one that already runs (`--kafka=host:port`)."""
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from headrace.local import broker as kafka
+from headrace.local.jars import fetch_jars
+from headrace.local.java import find_java
+from headrace.local.paths import cache_dir
+from headrace.local.ports import FreePorts
+
+START_SECONDS = 60
+STOP_SECONDS = 20
+
+
+@pytest.fixture(scope="session")
+def broker_install() -> kafka.BrokerInstall:
+    """Java and the broker's jars; fetched by the first test run on a machine."""
+    return kafka.BrokerInstall(java=find_java(), jars=fetch_jars(cache_dir()))
+
+
+@pytest.fixture(scope="session")
+def broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The `host:port` of a broker that all tests of the session share: name topics and groups uniquely."""
+    where = str(request.config.getoption("--kafka", "embedded"))
+    if where != "embedded":
+        yield where
+        return
+    install: kafka.BrokerInstall = request.getfixturevalue("broker_install")
+    with running_broker(install, tmp_path_factory.mktemp("kafka")) as address:
+        yield address
+
+
+@contextmanager
+def running_broker(install: kafka.BrokerInstall, home: Path, *, sasl: kafka.Sasl | None = None) -> Iterator[str]:
+    """A broker of one's own, with its data in `home`, for tests that stop it, kill it or ask for a login."""
+    ports = FreePorts("127.0.0.1")
+    port = ports.take()
+    kafka.prepare_storage(install, home, port=port, controller_port=ports.take(), sasl=sasl)
+    with started_broker(install, home, port):
+        yield f"127.0.0.1:{port}"
+
+
+@contextmanager
+def started_broker(install: kafka.BrokerInstall, home: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """Start the broker whose storage is prepared; it serves when this is entered, and is gone when it is left."""
+    program = kafka.program(install, home)
+    log = home / "broker.log"
+    # The leash ends the broker even when the test run itself is killed.
+    leash = (sys.executable, "-I", "-S", str(Path(kafka.__file__).with_name("leash.py")), str(os.getpid()))
+    with log.open("ab") as out:
+        process = subprocess.Popen(
+            [*leash, *program.argv], cwd=program.cwd, stdin=subprocess.DEVNULL, stdout=out, stderr=out
+        )
+    try:
+        _wait_until_it_answers(process, port, log)
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(STOP_SECONDS)
+        finally:
+            process.kill()
+            process.wait()
+
+
+def _wait_until_it_answers(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    # A thread of its own: asyncio.run() here would take the event loop of pytest-asyncio away.
+    with ThreadPoolExecutor(1) as aside:
+        while not aside.submit(asyncio.run, kafka.answers("127.0.0.1", port)).result():
+            assert process.poll() is None, f"the broker died at start: {log.read_text()[-2000:]}"
+            assert time.monotonic() < deadline, f"no broker after {START_SECONDS} s: {log.read_text()[-2000:]}"
+            time.sleep(0.05)

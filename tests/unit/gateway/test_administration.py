@@ -1,0 +1,307 @@
+"""Administration: every router is asked, and their answers become one."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+import grpc
+import grpc.aio
+import pytest
+from grpc import StatusCode
+from tritonclient.grpc import service_pb2 as oip
+
+from gateway.administration import SERVICE, Administration
+from gateway.errors import (
+    AdminPartialFailure,
+    AdminTimeout,
+    KeyMissing,
+    NoLiveRouter,
+    Refusal,
+    RequestMalformed,
+    RoleRequired,
+    RouterLost,
+    TritonLost,
+)
+from gateway.identity import ADMIN, Caller, Metadata
+from gateway.registry import Registry
+from gateway.status import code_of
+from headrace.bus.announcements import repository_key
+from headrace.bus.memory.announcements import MemoryAnnouncements
+from headrace.bus.memory.answers import MemoryAnswerHub, MemoryAnswerLinks, MemoryLink, MemoryNetwork
+from headrace.bus.protocols import Failure, Link, Outcome, RouterKey
+from headrace.bus.v1.reply_pb2 import ModelServerStatus
+from tests.unit.gateway.announcing import INCARNATION, POOL, description, heartbeat, registry, version
+
+A, B = RouterKey("a", 1), RouterKey("b", 2)
+REPLY_ADDRESS = "127.0.0.1:7777"
+PATIENCE_SECONDS = 10.0
+LOAD = oip.RepositoryModelLoadRequest(model_name="new").SerializeToString()
+UNLOAD = oip.RepositoryModelUnloadRequest(model_name="simple").SerializeToString()
+BAD = ModelServerStatus(code=StatusCode.NOT_FOUND.value[0], message="failed to load 'new'")
+
+
+def identify(metadata: Metadata) -> Caller:
+    """Everybody who gives a name is somebody; who calls himself admin is one."""
+    name = dict(metadata).get("x-api-key")
+    if name is None:
+        raise KeyMissing
+    return Caller("ops", "key-1", frozenset({ADMIN}) if name == ADMIN else frozenset())
+
+
+class Router:
+    """A router whose model server answers as the test says."""
+
+    def __init__(self) -> None:
+        self.outcome: Outcome | Awaitable[Outcome] = b""
+        self.asked: asyncio.Queue[tuple[str, bytes, int]] = asyncio.Queue()
+
+    def cancelled(self, call_id: bytes, attempt: int, expire_time_unix_micros: int) -> None: ...
+
+    def link_changed(self, link: Link) -> None: ...
+
+    async def administer(self, method: str, request: bytes, expire_time_unix_micros: int) -> Outcome:
+        self.asked.put_nowait((method, request, expire_time_unix_micros))
+        return await self.outcome if isinstance(self.outcome, Awaitable) else self.outcome
+
+
+class Attachments:
+    """Tells the registry who is attached, as the gateway does."""
+
+    def __init__(self, known: Registry) -> None:
+        self.attached = known.attached
+        self.detached = known.detached
+
+    def answered(self, call_id: bytes, attempt: int, outcome: Outcome) -> None: ...
+
+
+@dataclass(frozen=True)
+class Rig:
+    """A gateway's administration on a port of its own, and two routers attached to it."""
+
+    known: Registry
+    announcements: MemoryAnnouncements
+    a: Router
+    b: Router
+    links: dict[RouterKey, MemoryLink]
+    channel: grpc.aio.Channel
+
+    def call(self, method: str, request: bytes = b"", *, key: str = ADMIN) -> "grpc.aio.UnaryUnaryCall[bytes, bytes]":
+        """An operator's call."""
+        made: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self.channel.unary_unary(f"/{SERVICE}/{method}")
+        return made(request, metadata=(("x-api-key", key),) if key else (), timeout=PATIENCE_SECONDS)
+
+    async def remembered(self, model: str, *, loaded: bool) -> None:
+        """Return once the change was announced."""
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            async for said in self.announcements.read():
+                if said is not None and said[0] == repository_key(POOL, model):
+                    assert said[1] is not None
+                    change = said[1].repository_change
+                    assert (change.model, change.loaded) == (model, loaded)
+                    return
+
+
+@asynccontextmanager
+async def started(*routers: RouterKey, seconds: float = 5.0) -> AsyncIterator[Rig]:
+    known = registry(heartbeat(A), description(A), heartbeat(B), description(B, partitions=(1,)))
+    network, announcements = MemoryNetwork(), MemoryAnnouncements()
+    each, links = {A: Router(), B: Router()}, {}
+    async with AsyncExitStack() as owned:
+        hub = await owned.enter_async_context(
+            MemoryAnswerHub(
+                network, address=REPLY_ADDRESS, incarnation=INCARNATION, pool=POOL, events=Attachments(known)
+            )
+        )
+        for key in routers:
+            ends = MemoryAnswerLinks(network, router=key, pool=POOL, events=each[key])
+            await owned.enter_async_context(ends)
+            link = ends.link(REPLY_ADDRESS, INCARNATION)
+            assert link is not None
+            links[key] = link
+        await known.wait_for(lambda: len(list(known.live_routers())) == len(routers) or not routers)
+        administration = Administration(
+            pool=POOL,
+            registry=known,
+            hub=hub,
+            announcements=announcements,
+            identify=identify,
+            seconds=lambda _: seconds,
+        )
+        server = grpc.aio.server()
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, administration.handlers()),))
+        address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+        await server.start()
+        owned.push_async_callback(server.stop, None)
+        channel = await owned.enter_async_context(grpc.aio.insecure_channel(address))
+        yield Rig(known, announcements, each[A], each[B], links, channel)
+
+
+@pytest.fixture
+async def rig() -> AsyncIterator[Rig]:
+    async with started(A, B) as made:
+        yield made
+
+
+async def ended(call: "grpc.aio.UnaryUnaryCall[bytes, bytes]") -> tuple[StatusCode, str | None]:
+    """Code and text of a call that has to fail."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return caught.value.code(), caught.value.details()
+
+
+def as_told(refusal: Refusal) -> tuple[StatusCode, str]:
+    return code_of(refusal), refusal.message
+
+
+def never() -> "asyncio.Future[Outcome]":
+    return asyncio.get_running_loop().create_future()
+
+
+async def test_all_routers_are_asked_the_same_and_one_answer_comes_back(rig: Rig) -> None:
+    request = oip.LogSettingsRequest()
+    request.settings["log_info"].bool_param = False
+    rig.a.outcome = rig.b.outcome = b"\x00 as it came"
+    before = time.time_ns() // 1000
+
+    assert await rig.call("LogSettings", request.SerializeToString()) == b"\x00 as it came"
+
+    for router in (rig.a, rig.b):
+        method, asked, expire = router.asked.get_nowait()
+        assert (method, asked) == (f"/{SERVICE}/LogSettings", request.SerializeToString())
+        assert before + 5e6 <= expire <= time.time_ns() // 1000 + 5e6
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "first"),
+    [
+        (BAD, b"", BAD.message),
+        (b"", Failure.TRITON_LOST, "TRITON_LOST"),
+    ],
+)
+async def test_a_failure_of_some_is_told(rig: Rig, a: Outcome, b: Outcome, first: str) -> None:
+    rig.a.outcome, rig.b.outcome = a, b
+
+    told = await ended(rig.call("RepositoryModelLoad", LOAD))
+
+    assert told == as_told(AdminPartialFailure(failed="1", asked="2", first_failure=first))
+    assert rig.announcements.attempts == 0
+
+
+async def test_what_all_model_servers_refuse_alike_passes_unchanged(rig: Rig) -> None:
+    rig.a.outcome = rig.b.outcome = BAD
+
+    assert await ended(rig.call("RepositoryModelLoad", LOAD)) == (StatusCode.NOT_FOUND, BAD.message)
+    assert rig.announcements.attempts == 0
+
+
+async def test_all_model_servers_lost_is_told_as_such(rig: Rig) -> None:
+    rig.a.outcome = rig.b.outcome = Failure.TRITON_LOST
+
+    assert await ended(rig.call("TraceSetting")) == as_told(TritonLost())
+
+
+async def test_the_unforeseen_has_an_id_and_no_internals(rig: Rig) -> None:
+    rig.a.outcome = rig.b.outcome = Failure.INTERNAL
+
+    code, text = await ended(rig.call("TraceSetting"))
+
+    assert code is StatusCode.INTERNAL
+    assert "call id" in str(text)
+
+
+async def test_routers_that_are_lost_while_they_are_asked_end_the_call(rig: Rig) -> None:
+    rig.a.outcome = rig.b.outcome = never()
+    call = rig.call("TraceSetting")
+    await rig.a.asked.get()
+    await rig.b.asked.get()
+
+    for link in rig.links.values():
+        link.broken()
+
+    assert await ended(call) == as_told(RouterLost())
+
+
+async def test_one_lost_router_is_a_partial_failure(rig: Rig) -> None:
+    rig.a.outcome = never()
+    call = rig.call("TraceSetting")
+    await rig.a.asked.get()
+
+    rig.links[A].broken()
+
+    expected = AdminPartialFailure(failed="1", asked="2", first_failure="the router is gone")
+    assert await ended(call) == as_told(expected)
+
+
+async def test_without_a_router_nobody_is_asked() -> None:
+    async with started() as rig:
+        code, text = await ended(rig.call("TraceSetting"))
+
+        assert code is code_of(NoLiveRouter)
+        assert "{" not in str(text)
+
+
+async def test_who_does_not_answer_in_time_is_counted() -> None:
+    async with started(A, B, seconds=0.05) as rig:
+        rig.a.outcome = never()
+
+        assert await ended(rig.call("TraceSetting")) == as_told(AdminTimeout(missing="1", asked="2"))
+
+
+async def test_a_router_that_runs_out_of_time_first_says_the_same(rig: Rig) -> None:
+    """Clocks of two hosts differ, so the router may be the first to see the deadline pass."""
+    rig.a.outcome = Failure.EXPIRED
+
+    assert await ended(rig.call("TraceSetting")) == as_told(AdminTimeout(missing="1", asked="2"))
+
+
+async def test_a_load_that_no_router_tells_of_is_not_blamed_on_model_servers() -> None:
+    async with started(A, B, seconds=0.05) as rig:
+        code, text = await ended(rig.call("RepositoryModelLoad", LOAD))
+
+        assert code is StatusCode.DEADLINE_EXCEEDED
+        assert "0 of" not in str(text)
+        assert "Every model server did as asked" in str(text)
+
+
+async def test_a_load_returns_once_a_router_takes_calls_and_is_remembered(rig: Rig) -> None:
+    call = rig.call("RepositoryModelLoad", LOAD)
+    await rig.remembered("new", loaded=True)
+    rig.known.apply(*description(A, model="new", partitions=()), 1.0)
+    await rig.call("LogSettings")
+    assert not call.done()
+
+    rig.known.apply(*description(A, model="new"), 1.0)
+
+    assert await call == b""
+
+
+async def test_an_unload_returns_once_no_router_has_it_and_is_remembered(rig: Rig) -> None:
+    call = rig.call("RepositoryModelUnload", UNLOAD)
+    await rig.remembered("simple", loaded=False)
+    gone = (version(state="UNAVAILABLE", reason="unloaded"),)
+    rig.known.apply(*description(A, versions=gone), 1.0)
+    await rig.call("LogSettings")
+    assert not call.done()
+
+    rig.known.apply(*description(B, versions=gone), 1.0)
+
+    assert await call == b""
+
+
+async def test_a_log_that_is_away_does_not_fail_what_was_done(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    rig.announcements.available = False
+    rig.known.apply(*description(A, model="new"), 1.0)
+
+    assert await rig.call("RepositoryModelLoad", LOAD) == b""
+    assert "repository_change_lost" in [getattr(line, "event", "") for line in caplog.records]
+
+
+@pytest.mark.parametrize("method", ["RepositoryModelLoad", "RepositoryModelUnload", "TraceSetting", "LogSettings"])
+async def test_only_an_admin_may(rig: Rig, method: str) -> None:
+    """Not even a malformed request is looked at before."""
+    assert await ended(rig.call(method, b"\xff", key="somebody")) == as_told(RoleRequired(method=method, role=ADMIN))
+    assert (await ended(rig.call(method, key="")))[0] is StatusCode.UNAUTHENTICATED
+    assert await ended(rig.call(method, b"\xff")) == as_told(RequestMalformed())
+    assert rig.a.asked.empty()

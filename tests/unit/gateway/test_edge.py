@@ -1,0 +1,172 @@
+"""The callers' port: who is let in, before anything is read."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+from grpc import StatusCode
+
+from gateway.edge import CallHandlers, edge_server, open_port
+from gateway.errors import GatewayFull, KeyInvalid, KeyMissing, Refusal, ShuttingDown
+from gateway.identity import Caller, Metadata, presented_key
+from gateway.infer import METHOD as MODEL_INFER
+from gateway.settings import GrpcSettings
+from gateway.status import Context, code_of
+from headrace.runtime.lifecycle import Unstartable
+
+OTHER = "/inference.GRPCInferenceService/Other"
+NOT_OURS = "/grpc.health.v1.Health/Check"
+KEY = (("x-api-key", "billing"),)
+PATIENCE_SECONDS = 5.0
+LIMIT = 4096
+
+
+def identify(metadata: Metadata) -> Caller:
+    """A key is its tenant's name."""
+    key = presented_key(metadata)
+    if key == "wrong":
+        raise KeyInvalid
+    return Caller(key, key)
+
+
+class Fallback(grpc.GenericRpcHandler):
+    """The next handler of the port: takes whatever falls through to it."""
+
+    def service(self, _handler_call_details: grpc.HandlerCallDetails) -> Any:
+        async def answer(_request: bytes, _context: Context) -> bytes:
+            return b"fell through"
+
+        return grpc.unary_unary_rpc_method_handler(answer)
+
+
+@dataclass(frozen=True)
+class Edge:
+    """An open port, and whom ModelInfer was made for."""
+
+    handlers: CallHandlers
+    made_for: list[Caller]
+    full: asyncio.Event
+    channel: grpc.aio.Channel
+
+    def call(
+        self, method: str = MODEL_INFER, request: bytes = b"", metadata: tuple[tuple[str, str], ...] = KEY
+    ) -> "grpc.aio.UnaryUnaryCall[bytes, bytes]":
+        """A caller's call."""
+        made: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self.channel.unary_unary(method)
+        return made(request, metadata=metadata, timeout=PATIENCE_SECONDS)
+
+    def headers_only(
+        self, method: str, metadata: tuple[tuple[str, str], ...]
+    ) -> "grpc.aio.StreamUnaryCall[bytes, bytes]":
+        """A caller who sends headers, and never a body."""
+        made: grpc.aio.StreamUnaryMultiCallable[bytes, bytes] = self.channel.stream_unary(method)
+        return made(metadata=metadata, timeout=PATIENCE_SECONDS)
+
+
+@asynccontextmanager
+async def opened() -> AsyncIterator[Edge]:
+    made_for: list[Caller] = []
+    full = asyncio.Event()
+
+    def infer(caller: Caller) -> Callable[[bytes, Context], Any]:
+        made_for.append(caller)
+
+        async def answer(request: bytes, _context: Context) -> bytes:
+            return f"{caller.tenant} sent {len(request)}".encode()
+
+        return answer
+
+    async def other(_request: bytes, _context: Context) -> bytes:
+        return b"other"
+
+    handlers = CallHandlers(identify, infer, {OTHER: grpc.unary_unary_rpc_method_handler(other)}, full=full.is_set)
+    server = edge_server(LIMIT, [handlers, Fallback()])
+    port = open_port(server, GrpcSettings(host="127.0.0.1", port=0))
+    await server.start()
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            yield Edge(handlers, made_for, full, channel)
+    finally:
+        await server.stop(None)
+
+
+@pytest.fixture
+async def edge() -> AsyncIterator[Edge]:
+    async with opened() as made:
+        yield made
+
+
+async def ended(
+    call: "grpc.aio.UnaryUnaryCall[bytes, bytes] | grpc.aio.StreamUnaryCall[bytes, bytes]",
+) -> tuple[StatusCode, str | None]:
+    """Code and text of a call that has to fail."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return caught.value.code(), caught.value.details()
+
+
+def as_told(refusal: Refusal) -> tuple[StatusCode, str]:
+    return code_of(refusal), refusal.message
+
+
+async def test_every_caller_has_a_model_infer_of_its_own(edge: Edge) -> None:
+    for tenant in ("billing", "search", "billing"):
+        assert await edge.call(request=b"xyz", metadata=(("x-api-key", tenant),)) == f"{tenant} sent 3".encode()
+
+    assert [caller.tenant for caller in edge.made_for] == ["billing", "search"]
+
+
+@pytest.mark.parametrize("method", [MODEL_INFER, OTHER])
+@pytest.mark.parametrize(("metadata", "refusal"), [((), KeyMissing()), ((("x-api-key", "wrong"),), KeyInvalid())])
+async def test_without_a_key_no_body_is_waited_for(
+    edge: Edge, method: str, metadata: tuple[tuple[str, str], ...], refusal: Refusal
+) -> None:
+    assert await ended(edge.headers_only(method, metadata)) == as_told(refusal)
+    assert await ended(edge.call(method, bytes(LIMIT), metadata)) == as_told(refusal)
+    assert edge.made_for == []
+
+
+async def test_with_a_key_the_other_methods_answer(edge: Edge) -> None:
+    assert await edge.call(OTHER) == b"other"
+
+
+@pytest.mark.parametrize("method", [MODEL_INFER, OTHER])
+async def test_a_closing_port_refuses_new_calls_without_reading_them(edge: Edge, method: str) -> None:
+    edge.handlers.closing = True
+
+    assert await ended(edge.headers_only(method, KEY)) == as_told(ShuttingDown())
+
+
+async def test_a_full_gateway_reads_no_body_that_it_would_refuse(edge: Edge) -> None:
+    edge.full.set()
+
+    assert await ended(edge.headers_only(MODEL_INFER, KEY)) == as_told(GatewayFull())
+    assert await ended(edge.headers_only(MODEL_INFER, ())) == as_told(KeyMissing())
+    assert await edge.call(OTHER) == b"other"
+
+
+@pytest.mark.parametrize("method", [NOT_OURS, "/inference.GRPCInferenceService/Unknown", "/"])
+async def test_what_is_not_of_the_service_is_left_to_the_next_handler(edge: Edge, method: str) -> None:
+    assert await edge.call(method, metadata=()) == b"fell through"
+    edge.handlers.closing = True
+    assert await edge.call(method) == b"fell through"
+
+
+async def test_a_message_somewhat_over_the_limit_is_read_so_that_its_refusal_has_a_reason(edge: Edge) -> None:
+    assert await edge.call(request=bytes(LIMIT + 1)) == f"billing sent {LIMIT + 1}".encode()
+    assert (await ended(edge.call(request=bytes(2 * LIMIT))))[0] is StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_a_port_in_use_is_told_with_its_address() -> None:
+    first, second = edge_server(LIMIT, []), edge_server(LIMIT, [])
+    port = open_port(first, GrpcSettings(host="127.0.0.1", port=0))
+    try:
+        with pytest.raises(Unstartable, match=rf"127\.0\.0\.1:{port} .*in use"):
+            open_port(second, GrpcSettings(host="127.0.0.1", port=port))
+    finally:
+        await asyncio.gather(first.stop(None), second.stop(None))

@@ -1,0 +1,597 @@
+"""ModelInfer between the twins of its neighbours: a caller on a real connection, the log and the routers behind."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+from google.rpc.error_details_pb2 import ErrorInfo
+from google.rpc.status_pb2 import Status
+from grpc import StatusCode
+from tritonclient.grpc import service_pb2 as oip
+
+from gateway.calls import WaitingCalls
+from gateway.identity import Caller
+from gateway.infer import METHOD, CallTerms, ModelInfer, random_ids
+from gateway.registry import Registry
+from gateway.status import Handler
+from headrace.bus.envelope import read_envelope
+from headrace.bus.memory.answers import MemoryAnswerHub, MemoryAnswerLinks, MemoryLink, MemoryNetwork
+from headrace.bus.memory.requests import MemoryConsumer, MemoryPublisher, MemoryRequestLog
+from headrace.bus.protocols import (
+    Failure,
+    Link,
+    LogError,
+    LogFullError,
+    LogUnavailableError,
+    Outcome,
+    Record,
+    RecordTooLargeError,
+    RequestPublisher,
+    RouterKey,
+    TopicPartition,
+)
+from headrace.bus.topics import request_topic
+from headrace.bus.v1.envelope_pb2 import METHOD_MODEL_INFER, Metadatum
+from headrace.bus.v1.reply_pb2 import ModelServerStatus
+from tests.unit.gateway.announcing import INCARNATION, POOL, description, heartbeat, registry, version
+from tests.unit.gateway.wire import field
+
+A, B = RouterKey("a", 1), RouterKey("b", 2)
+REPLY_ADDRESS = "127.0.0.1:7777"
+TENANT = "billing"
+TOPIC = request_topic(POOL, "interactive", "simple")
+PATIENCE_SECONDS = 10.0
+DEFAULT_SECONDS, MAXIMUM_SECONDS = 60.0, 120.0
+LIMIT = 1 << 20
+Metadata = Sequence[tuple[str, str | bytes]]
+
+
+def request_for(model: str = "simple", content: bytes = b"\x00\xff") -> bytes:
+    """A request that no library would write so: its name comes last, and a field that nobody knows comes first."""
+    return field(99, b"unknown") + field(7, content) + field(1, model.encode())
+
+
+REQUEST = request_for()
+
+
+class Routers:
+    """The routers' end of the log and of the way home: all that they hear, to be waited for."""
+
+    def __init__(self) -> None:
+        self.heard: asyncio.Queue[Record] = asyncio.Queue()
+        self.cancellations: asyncio.Queue[tuple[bytes, int, int]] = asyncio.Queue()
+
+    def records(self, batch: Sequence[Record]) -> None:
+        for record in batch:
+            self.heard.put_nowait(record)
+
+    def assigned(self, places: Collection[TopicPartition]) -> None: ...
+
+    def revoked(self, _places: Collection[TopicPartition]) -> Mapping[TopicPartition, int]:
+        return {}
+
+    def lost(self, places: Collection[TopicPartition]) -> None: ...
+
+    def cancelled(self, call_id: bytes, attempt: int, expire_time_unix_micros: int) -> None:
+        self.cancellations.put_nowait((call_id, attempt, expire_time_unix_micros))
+
+    def link_changed(self, link: Link) -> None: ...
+
+    async def administer(self, _method: str, _request: bytes, _expire_time_unix_micros: int) -> Outcome:
+        return Failure.INTERNAL
+
+
+class Hub:
+    """What the gateway hears from routers."""
+
+    def __init__(self, calls: WaitingCalls) -> None:
+        self.answered = calls.answered
+        self.is_attached = asyncio.Event()
+
+    def attached(self, _router: RouterKey) -> None:
+        self.is_attached.set()
+
+    def detached(self, router: RouterKey) -> None: ...
+
+
+@dataclass(frozen=True)
+class Rig:
+    """A running gateway's call path, and everything around it."""
+
+    infer: ModelInfer
+    calls: WaitingCalls
+    log: MemoryRequestLog
+    routers: Routers
+    link: MemoryLink
+    channel: grpc.aio.Channel
+
+    def call(
+        self, request: bytes = REQUEST, *, metadata: Metadata = (), seconds: float | None = None
+    ) -> "grpc.aio.UnaryUnaryCall[bytes, bytes]":
+        """A caller's call."""
+        method: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self.channel.unary_unary(METHOD)
+        return method(request, metadata=tuple(metadata), timeout=seconds)
+
+    async def record(self) -> Record:
+        """The next record that a router reads."""
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            return await self.routers.heard.get()
+
+    async def cancellation(self) -> tuple[bytes, int, int]:
+        """The next cancellation that a router hears."""
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            return await self.routers.cancellations.get()
+
+    async def answer(self, outcome: Outcome) -> Record:
+        """Answer the next record."""
+        record = await self.record()
+        self.link.send(record.call_id, 1, outcome)
+        return record
+
+    async def assert_nothing_is_left(self) -> None:
+        """No call waits, and none is counted as waiting."""
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await self.calls.drained()
+        assert (len(self.calls), self.calls.request_bytes, self.calls.outstanding) == (0, 0, {})
+
+
+def one_router(*, complete: bool = True) -> Registry:
+    known = registry(heartbeat(A), description(A), attached=(A,))
+    known.complete = complete
+    return known
+
+
+def nobody_alive() -> Registry:
+    return registry(heartbeat(A), description(A))
+
+
+def nothing_loaded() -> Registry:
+    known = registry(heartbeat(A), description(A, versions=(version(state="UNAVAILABLE"),)), attached=(A,))
+    known.complete = True
+    return known
+
+
+def nobody_owns() -> Registry:
+    return registry(heartbeat(A), description(A, partitions=()), attached=(A,))
+
+
+@asynccontextmanager
+async def started(
+    known: Registry | None = None,
+    *,
+    max_calls: int = 100,
+    max_bytes: int = 2 * LIMIT,
+    publisher: RequestPublisher | None = None,
+    **terms: Any,
+) -> AsyncIterator[Rig]:
+    """The call path on a port of its own, and a router that is attached and reads the log."""
+    calls = WaitingCalls(max_calls=max_calls, max_bytes=max_bytes)
+    network, log, routers, events = MemoryNetwork(), MemoryRequestLog(), Routers(), Hub(calls)
+    log.create(TOPIC, 8)
+    async with (
+        MemoryAnswerHub(network, address=REPLY_ADDRESS, incarnation=INCARNATION, pool=POOL, events=events) as hub,
+        MemoryAnswerLinks(network, router=A, pool=POOL, events=routers) as links,
+        MemoryConsumer(log, group="routers", events=routers) as consumer,
+    ):
+        consumer.subscribe([TOPIC])
+        consumer.set_room(1000)
+        link = links.link(REPLY_ADDRESS, INCARNATION)
+        assert link is not None
+        await events.is_attached.wait()
+        agreed: dict[str, Any] = {
+            "pool": POOL,
+            "reply_address": REPLY_ADDRESS,
+            "incarnation": INCARNATION,
+            "default_deadline_seconds": DEFAULT_SECONDS,
+            "maximum_deadline_seconds": MAXIMUM_SECONDS,
+            "max_message_bytes": LIMIT,
+            "pool_may_sleep": False,
+        }
+        infer = ModelInfer(
+            terms=CallTerms(**agreed | terms),
+            registry=one_router() if known is None else known,
+            calls=calls,
+            publisher=publisher or MemoryPublisher(log, on_failure=calls.publish_failed),
+            hub=hub,
+        )
+        server = grpc.aio.server()
+        service, method = METHOD.strip("/").split("/")
+        handler: Handler = grpc.unary_unary_rpc_method_handler(infer.handler(Caller(TENANT, "key-1")))
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {method: handler}),))
+        address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+        await server.start()
+        try:
+            async with grpc.aio.insecure_channel(address) as channel:
+                yield Rig(infer, calls, log, routers, link, channel)
+        finally:
+            await server.stop(None)
+
+
+@pytest.fixture
+async def rig() -> AsyncIterator[Rig]:
+    async with started() as made:
+        yield made
+
+
+async def failed(call: "grpc.aio.UnaryUnaryCall[bytes, bytes]") -> grpc.aio.AioRpcError:
+    """How a call ends that has to fail."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await call
+    return caught.value
+
+
+async def refused(call: "grpc.aio.UnaryUnaryCall[bytes, bytes]") -> tuple[StatusCode, str]:
+    """Code and reason of a call that has to be refused, by the gateway itself."""
+    error = await failed(call)
+    [details] = [value for key, value in error.trailing_metadata() if key == "grpc-status-details-bin"]
+    assert isinstance(details, bytes)
+    status, info = Status.FromString(details), ErrorInfo()
+    assert (status.code, status.message) == (error.code().value[0], error.details())
+    assert status.details[0].Unpack(info)
+    assert info.domain == "headrace"
+    return error.code(), info.reason
+
+
+def sorted_by_key(metadata: Iterable[tuple[str, str | bytes]]) -> list[tuple[str, str | bytes]]:
+    """HTTP keeps the order of entries of one key, and promises no other."""
+    return sorted(metadata, key=lambda entry: entry[0])
+
+
+def micros() -> int:
+    return time.time_ns() // 1000
+
+
+# What goes, and what comes back.
+
+
+async def test_bytes_pass_as_they_are_both_ways(rig: Rig) -> None:
+    call = rig.call()
+    answer = b"\x00 no message at all \xff"
+
+    record = await rig.answer(answer)
+
+    assert record.payload == REQUEST
+    assert await call == answer
+    assert rig.infer.ended == Counter(OK=1)
+    await rig.assert_nothing_is_left()
+
+
+async def test_the_envelope_tells_all_that_a_router_must_know(rig: Rig) -> None:
+    metadata = (("my-id", "2"), ("authorization", "Bearer hr_k_s"), ("my-trace-bin", b"\x00\xff"), ("my-id", "1"))
+    before = micros()
+    call = rig.call(metadata=metadata)
+
+    record = await rig.answer(b"")
+    await call
+
+    envelope = read_envelope(record.envelope)
+    assert len(envelope.call_id) == 16
+    assert (envelope.call_id, envelope.method) == (record.call_id, METHOD_MODEL_INFER)
+    assert (envelope.reply_address, envelope.reply_incarnation) == (REPLY_ADDRESS, INCARNATION)
+    assert (envelope.attempt, envelope.tenant) == (1, TENANT)
+    assert sorted_by_key([(each.key, each.value) for each in envelope.metadata]) == [
+        ("my-id", b"2"),
+        ("my-id", b"1"),
+        ("my-trace-bin", b"\x00\xff"),
+    ]
+    assert before <= envelope.expire_time_unix_micros - DEFAULT_SECONDS * 1e6 <= micros()
+
+
+@pytest.mark.parametrize(("asked", "granted"), [(30.0, 30.0), (MAXIMUM_SECONDS + 500, MAXIMUM_SECONDS)])
+async def test_a_callers_deadline_is_kept_and_cut_to_the_maximum(rig: Rig, asked: float, granted: float) -> None:
+    before = micros()
+    call = rig.call(seconds=asked)
+
+    record = await rig.answer(b"")
+    await call
+
+    expire = read_envelope(record.envelope).expire_time_unix_micros
+    rounding_micros = 100_000  # how a deadline travels in a header
+    assert before - rounding_micros <= expire - granted * 1e6 <= micros() + rounding_micros
+
+
+async def test_every_call_has_an_id_of_its_own(rig: Rig) -> None:
+    calls = [rig.call() for _ in range(20)]
+    records = [await rig.record() for _ in calls]
+    for record in reversed(records):
+        rig.link.send(record.call_id, 1, record.call_id)
+
+    assert sorted([await call for call in calls]) == sorted({record.call_id for record in records})
+    assert len({record.call_id for record in records}) == 20
+
+
+def test_ids_are_not_repeated_from_one_draw_to_the_next() -> None:
+    next_id, other = random_ids(), random_ids()
+
+    drawn = {make() for _ in range(1000) for make in (next_id, other)}
+
+    assert len(drawn) == 2000
+    assert {len(each) for each in drawn} == {16}
+
+
+async def test_the_first_answer_counts_and_others_are_strays(rig: Rig) -> None:
+    call = rig.call()
+    record = await rig.record()
+    rig.link.send(record.call_id, 2, b"first")
+    rig.link.send(record.call_id, 1, b"second")
+
+    assert await call == b"first"
+    assert rig.calls.strays == 1
+
+
+async def test_a_call_goes_where_least_is_waiting() -> None:
+    known = registry(
+        heartbeat(A),
+        description(A, partitions=(0,), window=2),
+        heartbeat(B),
+        description(B, partitions=(5,), window=4),
+        attached=(A, B),
+    )
+    async with started(known) as rig:
+        places, waiting = [], []
+        for _ in range(4):
+            waiting.append(rig.call())
+            places.append((await rig.record()).place)
+
+        assert places == [TopicPartition(TOPIC, number) for number in (0, 5, 5, 0)]
+        assert rig.calls.outstanding == {A: 2, B: 2}
+
+
+# What Triton itself says.
+
+
+async def test_tritons_own_errors_pass_unchanged(rig: Rig) -> None:
+    call = rig.call()
+    sent = [("my-id", b"2"), ("my-trace-bin", b"\x00\xff"), ("my-id", b"1"), ("grpc-status-details-bin", b"\x08\x03")]
+    status = ModelServerStatus(
+        code=StatusCode.INVALID_ARGUMENT.value[0],
+        message="[request id: ü] unexpected shape\nfor input '%'",
+        trailing_metadata=[Metadatum(key=key, value=value) for key, value in sent],
+    )
+
+    await rig.answer(status)
+
+    error = await failed(call)
+    assert (error.code(), error.details()) == (StatusCode.INVALID_ARGUMENT, status.message)
+    assert sorted_by_key(error.trailing_metadata()) == sorted_by_key(
+        (key, value if key.endswith("-bin") else value.decode()) for key, value in sent
+    )
+    assert rig.infer.ended == Counter(TRITON=1)
+    await rig.assert_nothing_is_left()
+
+
+async def test_a_code_that_grpc_does_not_know_is_unknown(rig: Rig) -> None:
+    call = rig.call()
+
+    await rig.answer(ModelServerStatus(code=77, message="odd"))
+
+    error = await failed(call)
+    assert (error.code(), error.details()) == (StatusCode.UNKNOWN, "odd")
+
+
+async def test_metadata_that_is_no_text_does_not_hide_tritons_error(rig: Rig) -> None:
+    call = rig.call()
+    entry = Metadatum(key="my-text", value="ü".encode())
+
+    await rig.answer(ModelServerStatus(code=3, message="wrong shape", trailing_metadata=[entry]))
+
+    error = await failed(call)
+    assert (error.code(), error.details()) == (StatusCode.INVALID_ARGUMENT, "wrong shape")
+
+
+# What the gateway refuses.
+
+FAILURES = {
+    Failure.EXPIRED: (StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED"),
+    Failure.TRITON_LOST: (StatusCode.UNAVAILABLE, "TRITON_LOST"),
+    Failure.ANSWER_TOO_LARGE: (StatusCode.RESOURCE_EXHAUSTED, "ANSWER_TOO_LARGE"),
+    Failure.BAD_RECORD: (StatusCode.INTERNAL, "INTERNAL"),
+    Failure.INTERNAL: (StatusCode.INTERNAL, "INTERNAL"),
+    Failure.ROUTER_LEFT: (StatusCode.UNAVAILABLE, "ROUTER_LOST"),
+}
+
+
+@pytest.mark.parametrize("failure", Failure)
+async def test_what_a_router_could_not_bring_has_a_reason(rig: Rig, failure: Failure) -> None:
+    call = rig.call()
+
+    record = await rig.answer(failure)
+
+    assert await refused(call) == FAILURES[failure]
+    assert rig.infer.ended == Counter([FAILURES[failure][1]])
+    named = record.call_id.hex() in await call.details()
+    assert named == (FAILURES[failure][1] == "INTERNAL")
+    await rig.assert_nothing_is_left()
+
+
+LOG_ERRORS = [
+    (LogFullError, (StatusCode.RESOURCE_EXHAUSTED, "LOG_FULL")),
+    (LogUnavailableError, (StatusCode.UNAVAILABLE, "LOG_UNAVAILABLE")),
+    (RecordTooLargeError, (StatusCode.RESOURCE_EXHAUSTED, "REQUEST_TOO_LARGE")),
+]
+
+
+@pytest.mark.parametrize(("error", "refusal"), LOG_ERRORS)
+@pytest.mark.parametrize("when", ["refuse_at_once", "refuse_later"])
+async def test_a_log_that_does_not_take_a_call_ends_it(
+    rig: Rig, when: str, error: type[LogError], refusal: tuple[StatusCode, str]
+) -> None:
+    setattr(rig.log, when, error("a broker's own words"))
+    call = rig.call()
+
+    assert await refused(call) == refusal
+    assert "broker's own words" not in await call.details()
+    assert rig.infer.ended == Counter([refusal[1]])
+    await rig.assert_nothing_is_left()
+
+
+async def test_a_delivery_that_failed_in_time_may_have_happened_so_routers_are_told(rig: Rig) -> None:
+    rig.log.refuse_later = LogUnavailableError()
+
+    await refused(rig.call())
+
+    assert (await rig.cancellation())[1] == 1
+
+
+@pytest.mark.parametrize("bounds", [{"max_calls": 1}, {"max_bytes": 2 * len(REQUEST) - 1}])
+async def test_a_full_gateway_refuses_at_once_and_takes_the_next_when_there_is_room(bounds: dict[str, Any]) -> None:
+    async with started(**bounds) as rig:
+        first = rig.call()
+        record = await rig.record()
+
+        assert await refused(rig.call()) == (StatusCode.RESOURCE_EXHAUSTED, "GATEWAY_FULL")
+        rig.link.send(record.call_id, 1, b"")
+        await first
+        third = rig.call()
+        await rig.answer(b"room")
+
+        assert await third == b"room"
+        assert rig.infer.ended == Counter(OK=2, GATEWAY_FULL=1)
+
+
+async def test_a_request_over_the_limit_is_refused_and_one_at_the_limit_is_not() -> None:
+    async with started(max_message_bytes=len(REQUEST)) as rig:
+        assert await refused(rig.call(REQUEST + b"\x10\x00")) == (StatusCode.RESOURCE_EXHAUSTED, "REQUEST_TOO_LARGE")
+
+        taken = rig.call()
+        await rig.answer(b"")
+        assert await taken == b""
+
+
+@pytest.mark.parametrize(
+    ("known", "request_bytes", "refusal"),
+    [
+        (one_router(), request_for("nothing"), (StatusCode.NOT_FOUND, "MODEL_UNKNOWN")),
+        (one_router(complete=False), request_for("nothing"), (StatusCode.UNAVAILABLE, "GATEWAY_STARTING")),
+        (one_router(), request_for(""), (StatusCode.INVALID_ARGUMENT, "MODEL_NAME_INVALID")),
+        (one_router(), b"\xff", (StatusCode.INVALID_ARGUMENT, "REQUEST_MALFORMED")),
+        (nobody_alive(), REQUEST, (StatusCode.UNAVAILABLE, "NO_LIVE_ROUTER")),
+        (nothing_loaded(), REQUEST, (StatusCode.UNAVAILABLE, "MODEL_NOT_READY")),
+    ],
+    ids=["unknown", "not known yet", "no name", "malformed", "no live router", "not ready"],
+)
+async def test_what_nobody_can_run_is_refused_with_a_reason(
+    known: Registry, request_bytes: bytes, refusal: tuple[StatusCode, str]
+) -> None:
+    async with started(known) as rig:
+        assert await refused(rig.call(request_bytes)) == refusal
+
+        assert not any(rig.log.records.values())
+        assert rig.infer.ended == Counter([refusal[1]])
+
+
+@pytest.mark.parametrize(
+    ("known", "pool_may_sleep"), [(nobody_alive(), True), (nobody_owns(), False)], ids=["asleep", "moving"]
+)
+async def test_a_call_waits_in_the_log_while_the_pool_sleeps_or_its_partitions_move(
+    known: Registry, *, pool_may_sleep: bool
+) -> None:
+    async with started(known, pool_may_sleep=pool_may_sleep) as rig:
+        call = rig.call()
+        record = await rig.record()
+
+        assert record.place.topic == TOPIC
+        assert (len(rig.calls), rig.calls.outstanding) == (1, {})
+        rig.link.send(record.call_id, 1, b"awake")
+        assert await call == b"awake"
+
+
+async def test_a_pool_that_is_awake_without_the_model_is_not_asleep() -> None:
+    async with started(nothing_loaded(), pool_may_sleep=True) as rig:
+        assert await refused(rig.call()) == (StatusCode.UNAVAILABLE, "MODEL_NOT_READY")
+        assert await refused(rig.call(request_for("nothing"))) == (StatusCode.NOT_FOUND, "MODEL_UNKNOWN")
+
+
+class Broken:
+    """A publisher that fails in a way that it does not promise."""
+
+    def publish(self, place: TopicPartition, call_id: bytes, envelope: bytes, payload: bytes) -> None:
+        del place, call_id, envelope, payload
+        raise LookupError("host db-7 is lost")
+
+
+async def test_what_nobody_foresaw_is_internal_and_tells_no_internals(caplog: pytest.LogCaptureFixture) -> None:
+    async with started(publisher=Broken()) as rig:
+        call = rig.call()
+
+        assert await refused(call) == (StatusCode.INTERNAL, "INTERNAL")
+        [line] = [line for line in caplog.records if getattr(line, "event", "") == "call_failed_unforeseen"]
+        assert vars(line)["call_id"] in await call.details()
+        assert "db-7" not in f"{await call.details()} {await call.trailing_metadata()}"
+        assert rig.infer.ended == Counter(INTERNAL=1)
+        await rig.assert_nothing_is_left()
+
+
+# Who leaves, and what takes too long.
+
+
+async def test_a_caller_who_leaves_takes_the_call_along(rig: Rig) -> None:
+    call = rig.call()
+    record = await rig.record()
+
+    call.cancel()
+
+    expire = read_envelope(record.envelope).expire_time_unix_micros
+    assert await rig.cancellation() == (record.call_id, 1, expire)
+    await rig.assert_nothing_is_left()
+    assert rig.infer.ended == Counter(CANCELLED=1)
+    rig.link.send(record.call_id, 1, b"late")
+    other = rig.call()
+    await rig.answer(b"")
+    await other
+    assert rig.calls.strays == 1
+
+
+async def test_a_callers_own_deadline_ends_the_call_everywhere(rig: Rig) -> None:
+    call = rig.call(seconds=0.3)
+    record = await rig.record()
+
+    assert (await failed(call)).code() is StatusCode.DEADLINE_EXCEEDED
+    assert (await rig.cancellation())[:2] == (record.call_id, 1)
+    await rig.assert_nothing_is_left()
+    assert rig.infer.ended == Counter(DEADLINE_EXCEEDED=1)
+
+
+@pytest.mark.parametrize(
+    ("terms", "asked"), [({"default_deadline_seconds": 0.05}, None), ({"maximum_deadline_seconds": 0.05}, 30.0)]
+)
+async def test_a_deadline_of_the_gateways_own_ends_the_call_with_a_reason(
+    terms: dict[str, Any], asked: float | None
+) -> None:
+    async with started(**terms) as rig:
+        call = rig.call(seconds=asked)
+        record = await rig.record()
+
+        assert await refused(call) == (StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED")
+        assert (await rig.cancellation())[:2] == (record.call_id, 1)
+        assert rig.infer.ended == Counter(DEADLINE_EXCEEDED=1)
+        await rig.assert_nothing_is_left()
+
+
+async def test_a_lost_router_ends_its_calls_and_routers_hear_of_it(rig: Rig) -> None:
+    call = rig.call()
+    record = await rig.record()
+
+    rig.calls.router_lost(A, rig.infer.abandon)
+
+    assert await refused(call) == (StatusCode.UNAVAILABLE, "ROUTER_LOST")
+    assert (await rig.cancellation())[:2] == (record.call_id, 1)
+    await rig.assert_nothing_is_left()
+
+
+async def test_a_whole_message_of_the_protocol_arrives(rig: Rig) -> None:
+    request = oip.ModelInferRequest(model_name="simple", id="ü", raw_input_contents=[b"\x00" * 64])
+    call = rig.call(request.SerializeToString())
+
+    record = await rig.answer(oip.ModelInferResponse(id="ü").SerializeToString())
+
+    assert oip.ModelInferRequest.FromString(record.payload) == request
+    assert oip.ModelInferResponse.FromString(await call).id == "ü"

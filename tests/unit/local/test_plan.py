@@ -1,0 +1,128 @@
+"""The plan of a stack: ports and settings of every process."""
+
+import contextlib
+import socket
+from pathlib import Path
+
+import pytest
+
+from gateway.settings import GatewaySettings
+from headrace.local import plan
+from headrace.local.options import UpOptions, UsageError
+from headrace.local.ports import FreePorts, holder, is_free
+from headrace.runtime.settings import ProcessSettings
+from router.settings import RouterSettings
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> UpOptions:
+    free = FreePorts("127.0.0.1")
+    return UpOptions(
+        state_dir=tmp_path,
+        grpc_port=free.take(),
+        http_port=free.take(),
+        admin_port=free.take(),
+        replicas=2,
+        gateways=2,
+    )
+
+
+@pytest.fixture
+def secrets(tmp_path: Path) -> plan.Secrets:
+    for name in ("key", "secret"):
+        (tmp_path / name).write_text("x")
+    return plan.Secrets(key_file=tmp_path / "key", reply_secret_file=tmp_path / "secret")
+
+
+def test_no_port_is_given_twice_and_the_named_ones_are_the_first_gateways(options: UpOptions) -> None:
+    made = plan.make_plan(options)
+
+    ports = [port for spec in (*made.gateways, *made.routers, *made.tritons, made.broker) for port in _ports(spec)]
+    assert len(ports) == len(set(ports)) == 2 * 3 + 2 + 2 * 3 + 2
+    assert options.http_port not in ports
+    assert (made.gateways[0].grpc_port, made.gateways[0].admin_port) == (options.grpc_port, options.admin_port)
+
+
+def test_every_router_has_a_triton_of_its_own(options: UpOptions) -> None:
+    made = plan.make_plan(options)
+
+    assert [router.triton for router in made.routers] == [f"127.0.0.1:{triton.grpc_port}" for triton in made.tritons]
+
+
+def test_what_runs_elsewhere_is_not_started(tmp_path: Path) -> None:
+    options = UpOptions(state_dir=tmp_path, broker="kafka:9092", triton=("gpu-1:8001", "gpu-2:8001"))
+
+    made = plan.make_plan(_on_free_ports(options))
+
+    assert made.broker is None
+    assert made.tritons == ()
+    assert [router.triton for router in made.routers] == ["gpu-1:8001", "gpu-2:8001"]
+    assert made.endpoints.kafka == "kafka:9092"
+    assert made.endpoints.triton == [{"grpc": "gpu-1:8001"}, {"grpc": "gpu-2:8001"}]
+
+
+def test_a_busy_port_is_refused_by_name(options: UpOptions) -> None:
+    with contextlib.closing(socket.create_server(("127.0.0.1", options.admin_port))):
+        with pytest.raises(UsageError, match=rf"port {options.admin_port} is in use by .*--admin-port"):
+            plan.make_plan(options)
+        assert not is_free("127.0.0.1", options.admin_port)
+        assert holder(options.admin_port) is not None
+
+    assert is_free("127.0.0.1", options.admin_port)
+
+
+def test_an_address_that_this_machine_does_not_have_is_refused(options: UpOptions) -> None:
+    elsewhere = UpOptions(**{**vars(options), "host": "192.0.2.1"})
+
+    with pytest.raises(UsageError, match=r"can't listen on 192\.0\.2\.1"):
+        plan.make_plan(elsewhere)
+
+
+@pytest.mark.parametrize("process", ["gateway", "router"])
+def test_the_settings_given_to_a_process_are_settings_that_it_knows(
+    options: UpOptions, secrets: plan.Secrets, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, process: str
+) -> None:
+    made = plan.make_plan(options)
+    settings: ProcessSettings
+    if process == "gateway":
+        program = plan.gateway_component(made, made.gateways[1], secrets, cwd=tmp_path).make_program()
+    else:
+        program = plan.router_component(made, made.routers[1], secrets, cwd=tmp_path).make_program()
+    for name, value in program.env.items():
+        monkeypatch.setenv(name, value)
+
+    settings = GatewaySettings.load() if process == "gateway" else RouterSettings.load()
+
+    assert isinstance(settings, GatewaySettings | RouterSettings)
+    assert settings.kafka.bootstrap_servers == made.kafka
+    assert settings.reply_trust.secret_file == secrets.reply_secret_file
+    if isinstance(settings, GatewaySettings):
+        assert settings.gateway.grpc.port == made.gateways[1].grpc_port
+        assert settings.gateway.reply.host == "127.0.0.1"
+    else:
+        assert settings.router.triton.address == made.routers[1].triton
+    assert program.env["MALLOC_MMAP_THRESHOLD_"] == str(1 << 30)
+
+
+def test_the_users_own_wishes_about_logging_win(
+    options: UpOptions, secrets: plan.Secrets, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HEADRACE_LOG__FORMAT", "json")
+    made = plan.make_plan(options)
+
+    program = plan.gateway_component(made, made.gateways[0], secrets, cwd=tmp_path).make_program()
+
+    assert "HEADRACE_LOG__FORMAT" not in program.env
+
+
+def test_gateways_stop_before_routers_and_routers_before_what_they_use() -> None:
+    assert plan.GATEWAY_RANK < plan.ROUTER_RANK < plan.TRITON_RANK < plan.BROKER_RANK
+
+
+def _ports(spec: object) -> list[int]:
+    return [value for name, value in vars(spec).items() if name.endswith("port")]
+
+
+def _on_free_ports(options: UpOptions) -> UpOptions:
+    free = FreePorts("127.0.0.1")
+    return UpOptions(**{**vars(options), "grpc_port": free.take(), "admin_port": free.take()})
