@@ -257,7 +257,7 @@ class Proxy:
         self.port = 0
         self._open = {"up": asyncio.Event(), "down": asyncio.Event()}
         self._writers: set[asyncio.StreamWriter] = set()
-        self._pumps: set[asyncio.Task[None]] = set()
+        self._served: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
         self.stop_up()
@@ -268,9 +268,9 @@ class Proxy:
     async def __aexit__(self, *_: object) -> None:
         self._server.close()
         self.cut()
-        for pump in self._pumps:
-            pump.cancel()
-        await asyncio.gather(*self._pumps, return_exceptions=True)
+        for task in self._served:
+            task.cancel()
+        await asyncio.gather(*self._served, return_exceptions=True)
 
     def stop_up(self, *, up: bool = False, down: bool = False) -> None:
         """Hold back what goes to the gateway, or what comes from it."""
@@ -286,27 +286,36 @@ class Proxy:
             writer.transport.abort()
         self.stop_up()
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self.target is None:
-            writer.transport.abort()
-            return
-        try:
-            there, back = await asyncio.open_connection("127.0.0.1", self.target)
-        except OSError:
-            writer.transport.abort()
-            return
-        for each in (writer, back):
-            self._writers.add(each)
-        for source, sink, way in ((reader, back, "up"), (there, writer, "down")):
-            pump = asyncio.create_task(self._pump(source, sink, self._open[way]))
-            self._pumps.add(pump)
-            pump.add_done_callback(self._pumps.discard)
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(self._serve(reader, writer))
+        self._served.add(task)
+        task.add_done_callback(self._served.discard)
 
-    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, opened: asyncio.Event) -> None:
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        ends = [writer]
+        try:
+            if self.target is not None:
+                there, back = await asyncio.open_connection("127.0.0.1", self.target)
+                ends.append(back)
+                self._writers.update(ends)
+                await asyncio.gather(
+                    self._pump(reader, back, self._open["up"]), self._pump(there, writer, self._open["down"])
+                )
+        except OSError:
+            pass  # nobody listens there
+        finally:
+            self._writers.difference_update(ends)
+            for end in ends:
+                end.transport.abort()
+            for end in ends:
+                with suppress(OSError):
+                    await end.wait_closed()
+
+    @staticmethod
+    async def _pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter, opened: asyncio.Event) -> None:
         with suppress(ConnectionError):
             while data := await source.read(1 << 16):
                 await opened.wait()
                 sink.write(data)
                 await sink.drain()
-        self._writers.discard(sink)
         sink.transport.abort()

@@ -24,6 +24,7 @@ _ENTRY_BYTES = 256  # what an answer takes beside its body, so that empty ones a
 _BACKOFF_SECONDS = 0.05
 _BACKOFF_MAX_SECONDS = 1.0
 _MAX_ADMIN_CALLS = 16
+_SLOWEST_BYTES_PER_SECOND = 8 << 20  # a gateway that takes this much is not stalled, however large the answer
 
 StreamStream = Any  # grpc.aio's multi-callables are typed by serialisers, and ours is none: bytes in, bytes out
 
@@ -329,7 +330,8 @@ class GrpcLink:
         """End the stream when the gateway takes nothing any more: it must not hold this router's memory."""
         while True:
             await asyncio.sleep(self._terms.stall_seconds / 5)  # a clock, not a wait for an event
-            if self._unacknowledged and self._loop.time() - self._progress > self._terms.stall_seconds:
+            patience = self._terms.stall_seconds + self._unacknowledged_bytes / _SLOWEST_BYTES_PER_SECOND
+            if self._unacknowledged and self._loop.time() - self._progress > patience:
                 _log.error("gateway %s takes no answers: detached", self.address, extra={"event": "gateway_stalled"})
                 self._become(LinkState.UNREACHABLE)
                 call.cancel()
