@@ -4,7 +4,6 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -13,20 +12,16 @@ from benchmarks import machine, report
 from benchmarks.cases import CASES, Case
 from benchmarks.command import (
     CHECKOUT,
+    PEERS,
     add_stack_options,
-    alone,
     check_stack_options,
+    measured,
     run_to_end,
     say,
-    start_headrace,
-    start_triton,
 )
-from benchmarks.load import load_generator
-from benchmarks.peers import Peer, envoy, mlserver, raw_proxy
 from benchmarks.perf_analyzer import p50_ms
 from benchmarks.rounds import measure_all
 
-_PEERS = ("triton", "envoy", "raw-proxy", "raw-proxy-malloc", "mlserver", "mlserver-lean", "headrace")
 _QUICK_SCALE = 1 / 6
 _EXAMPLES = """examples:
   python -m benchmarks                                 everything, about 15 minutes
@@ -51,7 +46,7 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="how often every peer has its turn (default 4; 2 with --quick)")
     parser.add_argument("--quick", action="store_true", help="a sixth of the calls")
     parser.add_argument("--scale", type=float, default=1.0, help="multiply every case's number of calls (default 1)")
-    parser.add_argument("--peers", default=",".join(_PEERS), help="default: %(default)s")
+    parser.add_argument("--peers", default=",".join(PEERS), help="default: %(default)s")
     parser.add_argument("--cases", default="", help="only these: numbers in flight, or sizes, such as `32,4 MiB`")
     parser.add_argument(
         "--perf-analyzer", action="store_true", help="take p50 at 1 in flight with NVIDIA's client as well"
@@ -65,8 +60,8 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
     asked.scale *= _QUICK_SCALE if asked.quick else 1
     asked.cases = [case for case in CASES if _wanted(case, asked.cases)]
     asked.peers = asked.peers.split(",")
-    if unknown := set(asked.peers) - set(_PEERS):
-        parser.error(f"unknown peers: {', '.join(sorted(unknown))}; there are {', '.join(_PEERS)}")
+    if unknown := set(asked.peers) - set(PEERS):
+        parser.error(f"unknown peers: {', '.join(sorted(unknown))}; there are {', '.join(PEERS)}")
     if not asked.cases or asked.rounds < 1 or asked.scale <= 0:
         parser.error("nothing to measure: check --cases, --rounds and --scale")
     return asked
@@ -77,36 +72,9 @@ def _wanted(case: Case, asked: str) -> bool:
     return not words or any(word in (str(case.in_flight), case.name.partition(",")[0]) for word in words)
 
 
-async def _start_peers(asked: argparse.Namespace, owned: AsyncExitStack) -> list[Peer]:
-    """Start everything that is wanted and leave it up: an idle peer costs next to nothing, a new start much."""
-    build, enter = asked.build, owned.enter_async_context
-    say("starting Triton")
-    direct = await start_triton(asked, owned)
-    peers = []
-    for name in _PEERS:
-        if name not in asked.peers:
-            continue
-        say(f"starting {name}")
-        match name:
-            case "triton":
-                peers.append(direct)
-            case "envoy":
-                peers.append(await enter(envoy.start(build, direct)))
-            case "raw-proxy" | "raw-proxy-malloc":
-                peers.append(await enter(raw_proxy.start(build, direct, keep_memory=name.endswith("malloc"))))
-            case "mlserver" | "mlserver-lean":
-                peers.append(await enter(mlserver.start(build, lean=name.endswith("lean"))))
-            case "headrace":
-                peers.append(await start_headrace(asked, owned, direct))
-    return peers
-
-
 async def _run(asked: argparse.Namespace, command: str) -> int:
-    async with AsyncExitStack() as owned:
-        owned.enter_context(alone(asked.build))
-        peers = await _start_peers(asked, owned)
-        load = await owned.enter_async_context(load_generator(asked.build / "logs"))
-        second_client = partial(p50_ms, logs=asked.build / "logs") if asked.perf_analyzer else None
+    second_client = partial(p50_ms, logs=asked.build / "logs") if asked.perf_analyzer else None
+    async with measured(asked, asked.peers) as (load, peers):
         measurements = await measure_all(
             load, peers, asked.cases, rounds=asked.rounds, scale=asked.scale, second_client=second_client, tell=say
         )

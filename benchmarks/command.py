@@ -1,19 +1,19 @@
-"""What the benchmark commands share: options that name a stack, starting it, and one line when it fails."""
+"""What the benchmark commands share: options that name a stack, starting the peers, and one line when it fails."""
 
 import argparse
 import asyncio
 import fcntl
 import signal
 import sys
-from collections.abc import Coroutine, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import AsyncIterator, Collection, Coroutine, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
 from benchmarks.children import ChildFailedError
 from benchmarks.copy_model import NoCompilerError
 from benchmarks.cpu import ProcessGoneError
-from benchmarks.load import LoadFailedError
-from benchmarks.peers import Peer, headrace, triton
+from benchmarks.load import LoadFailedError, LoadGenerator, load_generator
+from benchmarks.peers import Peer, envoy, headrace, mlserver, raw_proxy, triton
 from headrace.local.state import StateError
 from headrace.local.triton import TritonUnavailableError
 
@@ -23,6 +23,7 @@ class AnotherRunsError(Exception):
 
 
 CHECKOUT = Path(__file__).parent.parent
+PEERS = ("triton", "envoy", "raw-proxy", "raw-proxy-malloc", "mlserver", "mlserver-lean", "headrace")
 _FAILURES = (
     AnotherRunsError,
     ChildFailedError,
@@ -82,18 +83,51 @@ def alone(build: Path) -> Iterator[None]:
         yield
 
 
-async def start_triton(asked: argparse.Namespace, owned: AsyncExitStack) -> Peer:
-    """Attach to the Triton that was named, or start one."""
-    if asked.triton:
-        return triton.attached(address=asked.triton, pid=asked.pids["triton"])
-    return await owned.enter_async_context(triton.start(asked.build))
+@asynccontextmanager
+async def measured(
+    asked: argparse.Namespace, names: Collection[str]
+) -> AsyncIterator[tuple[LoadGenerator, list[Peer]]]:
+    """Run the peers of these names, and a load generator for them, until the body is left.
+
+    A failure that comes out of the body in a task group's wrapping is raised without it.
+    """
+    try:
+        async with AsyncExitStack() as owned:
+            owned.enter_context(alone(asked.build))
+            peers = await _start_peers(asked, names, owned)
+            yield await owned.enter_async_context(load_generator(asked.build / "logs")), peers
+    except* _FAILURES as failures:
+        raise failures.exceptions[0] from None
 
 
-async def start_headrace(asked: argparse.Namespace, owned: AsyncExitStack, direct: Peer) -> Peer:
-    """Attach to the stack that was named, or start one in front of `direct`."""
-    if asked.headrace:
-        return headrace.attached(address=asked.headrace, key=asked.key, pids=asked.pids, triton=direct)
-    return await owned.enter_async_context(headrace.start(asked.build, direct))
+async def _start_peers(asked: argparse.Namespace, names: Collection[str], owned: AsyncExitStack) -> list[Peer]:
+    """Start everything that is wanted and leave it up: an idle peer costs next to nothing, a new start much."""
+    build, enter = asked.build, owned.enter_async_context
+    say("starting Triton")
+    direct = (
+        triton.attached(address=asked.triton, pid=asked.pids["triton"])
+        if asked.triton
+        else await enter(triton.start(build))
+    )
+    peers = []
+    for name in PEERS:
+        if name not in names:
+            continue
+        say(f"starting {name}")
+        match name:
+            case "triton":
+                peers.append(direct)
+            case "envoy":
+                peers.append(await enter(envoy.start(build, direct)))
+            case "raw-proxy" | "raw-proxy-malloc":
+                peers.append(await enter(raw_proxy.start(build, direct, keep_memory=name.endswith("malloc"))))
+            case "mlserver" | "mlserver-lean":
+                peers.append(await enter(mlserver.start(build, lean=name.endswith("lean"))))
+            case "headrace" if asked.headrace:
+                peers.append(headrace.attached(address=asked.headrace, key=asked.key, pids=asked.pids, triton=direct))
+            case "headrace":
+                peers.append(await enter(headrace.start(build, direct)))
+    return peers
 
 
 def run_to_end(work: Coroutine[None, None, int]) -> int:

@@ -11,22 +11,14 @@ import re
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from benchmarks.cases import CASES, Case
 from benchmarks.children import ChildFailedError, child
-from benchmarks.command import (
-    add_stack_options,
-    alone,
-    check_stack_options,
-    run_to_end,
-    say,
-    start_headrace,
-    start_triton,
-)
-from benchmarks.load import LoadGenerator, load_generator
+from benchmarks.command import add_stack_options, check_stack_options, measured, run_to_end, say
+from benchmarks.load import LoadGenerator
 from benchmarks.peers import Peer
 
 _SHOWN = 25
@@ -96,6 +88,16 @@ class Profile:
         return f"{count / self.samples:.1%}"
 
 
+@asynccontextmanager
+async def _within(seconds: float, what: str, log: Path) -> AsyncIterator[None]:
+    """Give the body so much time. Raises ChildFailedError when it is over."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        raise ChildFailedError(f"{what} was not done after {seconds:.0f} s; see {log}") from None
+
+
 async def _sample(name: str, pid: int, asked: argparse.Namespace) -> Path:
     build: Path = asked.build
     target, log = build / f"hotspots_{name}.folded", build / "logs" / f"py-spy_{name}.log"
@@ -115,9 +117,9 @@ async def _sample(name: str, pid: int, asked: argparse.Namespace) -> Path:
     if asked.nonblocking:
         options.append("--nonblocking")
     py_spy = str(Path(sys.executable).with_name("py-spy"))
-    async with child([py_spy, "record", *options, "--pid", str(pid), "--output", str(target)], log=log) as process:
-        async with asyncio.timeout(asked.seconds + _SLACK_SECONDS):
-            await process.wait()
+    record = [py_spy, "record", *options, "--pid", str(pid), "--output", str(target)]
+    async with child(record, log=log) as process, _within(asked.seconds + _SLACK_SECONDS, "py-spy", log):
+        await process.wait()
     if process.returncode != 0 or not target.exists():
         raise ChildFailedError(f"py-spy gave no samples of {name}; see {log} (it may need root)")
     return target
@@ -131,12 +133,12 @@ async def _perf(name: str, pid: int, asked: argparse.Namespace) -> str:
     if perf is None:
         raise ChildFailedError("there is no `perf` on this machine: install linux-perf, or leave out --perf")
     record = [perf, "record", "-F", "499", "-p", str(pid), "-o", str(data), "--", "sleep", str(asked.seconds)]
-    async with child(record, log=log) as process, asyncio.timeout(asked.seconds + _SLACK_SECONDS):
+    async with child(record, log=log) as process, _within(asked.seconds + _SLACK_SECONDS, "perf record", log):
         await process.wait()
     tables = []
     for heading, keys, shown in (("library", "dso", 12), ("library and symbol", "dso,symbol", _SHOWN)):
         report = [perf, "report", "--stdio", "-q", "-i", str(data), "--sort", keys, "--field-separator", "|"]
-        async with child(report, log=log, pipes=True) as process, asyncio.timeout(_SLACK_SECONDS):
+        async with child(report, log=log, pipes=True) as process, _within(_SLACK_SECONDS, "perf report", log):
             assert process.stdout is not None  # noqa: S101  it was asked for as a pipe
             lines = (await process.stdout.read()).decode(errors="replace").splitlines()
             await process.wait()
@@ -174,10 +176,7 @@ async def _under_load(load: LoadGenerator, peer: Peer, case: Case, asked: argpar
 
 async def _run(asked: argparse.Namespace) -> int:
     case = next(case for case in CASES if case.name == asked.case)
-    async with AsyncExitStack() as owned:
-        owned.enter_context(alone(asked.build))
-        peer = await start_headrace(asked, owned, await start_triton(asked, owned))
-        load = await owned.enter_async_context(load_generator(asked.build / "logs"))
+    async with measured(asked, ["headrace"]) as (load, [peer]):
         sys.stdout.write("\n".join(await _under_load(load, peer, case, asked)))
     return 0
 

@@ -8,22 +8,13 @@ import argparse
 import asyncio
 import sys
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from statistics import linear_regression, mean
 
 from benchmarks.cases import Case
-from benchmarks.command import (
-    add_stack_options,
-    alone,
-    check_stack_options,
-    run_to_end,
-    say,
-    start_headrace,
-    start_triton,
-)
+from benchmarks.command import add_stack_options, check_stack_options, measured, run_to_end, say
 from benchmarks.cpu import rss_bytes
-from benchmarks.load import LoadGenerator, load_generator
+from benchmarks.load import LoadGenerator
 from benchmarks.peers import Peer
 from gateway.settings import BoundSettings
 from router.settings import ReplyLinkSettings, WindowSettings
@@ -145,16 +136,13 @@ def _line(sample: dict[str, float]) -> str:
 
 
 async def _run(asked: argparse.Namespace) -> int:
-    async with AsyncExitStack() as owned:
-        owned.enter_context(alone(asked.build))
-        peer = await start_headrace(asked, owned, await start_triton(asked, owned))
-        load = await owned.enter_async_context(load_generator(asked.build / "logs"))
-        fine = []
+    fine = []
+    async with measured(asked, ["headrace"]) as (load, [peer]):
         if asked.calls:
             fine.append(await _many_calls(load, peer, asked))
         if asked.large_calls:
             fine.append(await _large_calls(load, peer, asked))
-        return 0 if all(fine) else 1
+    return 0 if all(fine) else 1
 
 
 def main(words: Sequence[str]) -> int:

@@ -1,14 +1,15 @@
-"""Load, unload, trace and log settings: to every live router of the pool, down the reply streams, for admins only.
+"""Load, unload, trace and log settings: to every router of the pool, down the reply streams, for admins only.
 
-All routers answer, and a partial failure is told. What a call changed is visible to its caller: a load returns when a
-router takes calls of the model, an unload when none does.
+All routers answer, and a partial failure is told; one that can't be asked has failed. What a call changed is visible to
+its caller: a load returns when a router takes calls of the model, an unload when none does.
 """
 
 import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 
 from google.protobuf.message import DecodeError, Message
 from tritonclient.grpc import service_pb2 as oip
@@ -19,6 +20,7 @@ from gateway.errors import (
     Internal,
     NoLiveRouter,
     RequestMalformed,
+    RequestTooLarge,
     RouterLost,
     TritonLost,
 )
@@ -28,7 +30,7 @@ from gateway.registry import Registry, Router
 from gateway.status import Context, Handler, unary_bytes
 from headrace.bus.announcements import repository_key
 from headrace.bus.protocols import AnnouncementLog, AnswerHub, Failure, LogUnavailableError, Outcome, RouterLostError
-from headrace.bus.v1.announcement_pb2 import Announcement, RepositoryChange
+from headrace.bus.v1.announcement_pb2 import ROUTER_STATE_LEAVING, Announcement, RepositoryChange
 from headrace.bus.v1.reply_pb2 import ModelServerStatus
 
 SERVICE = "inference.GRPCInferenceService"
@@ -47,6 +49,7 @@ class Administration:
         announcements: AnnouncementLog,
         identify: Identify,
         seconds: Callable[[Context], float],
+        max_message_bytes: int,
     ) -> None:
         self._pool = pool
         self._registry = registry
@@ -54,6 +57,15 @@ class Administration:
         self._announcements = announcements
         self._identify = identify
         self._seconds = seconds
+        self._max_message_bytes = max_message_bytes
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.under_way = 0
+        """Administrative calls that have not ended."""
+
+    async def drained(self) -> None:
+        """Return when no administrative call is under way."""
+        await self._idle.wait()
 
     def handlers(self) -> dict[str, Handler]:
         """The methods, by name."""
@@ -73,8 +85,13 @@ class Administration:
         async def respond(request: bytes, context: Context) -> bytes:
             caller = self._identify(context.invocation_metadata() or ())
             caller.require(ADMIN, method=method)
-            _check(request, request_class)
-            outcome = await self._everywhere(full, request, self._seconds(context), after)
+            if len(request) > self._max_message_bytes:
+                raise RequestTooLarge(limit_bytes=str(self._max_message_bytes))
+            message = _parsed(request, request_class)
+            # A Triton that comes back is brought to what its pool was last asked for: the model's name, and no more.
+            restored = after is not None and not getattr(message, "parameters", ())
+            with self._counted():
+                outcome = await self._everywhere(full, request, self._seconds(context), after, restored=restored)
             _log.info(
                 "%s by %s",
                 method,
@@ -85,12 +102,30 @@ class Administration:
 
         return unary_bytes(full, respond)
 
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        self.under_way += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self.under_way -= 1
+            if not self.under_way:
+                self._idle.set()
+
     async def _everywhere(
-        self, method: str, request: bytes, seconds: float, after: Callable[[bytes], Awaitable[None]] | None
+        self,
+        method: str,
+        request: bytes,
+        seconds: float,
+        after: Callable[[bytes], Awaitable[None]] | None,
+        *,
+        restored: bool,
     ) -> bytes | ModelServerStatus:
         routers = list(self._registry.live_routers())
         if not routers:
             raise NoLiveRouter("No router is alive, so no model server was asked. Try again, or ask the operator.")
+        unasked = self._unasked(restored=restored)
         expire = time.time_ns() // 1000 + int(seconds * 1e6)
         tasks = [
             asyncio.create_task(self._ask(router, method, request, expire), name=f"admin-{router.key.id}")
@@ -98,8 +133,7 @@ class Administration:
         ]
         try:
             async with asyncio.timeout(seconds):
-                outcomes = await asyncio.gather(*tasks)
-                verdict = _verdict(outcomes)
+                verdict = _verdict([*await asyncio.gather(*tasks), *unasked])
                 if after is not None and isinstance(verdict, bytes):
                     await after(request)
                 return verdict
@@ -110,11 +144,20 @@ class Administration:
             for task in tasks:
                 task.cancel()
 
+    def _unasked(self, *, restored: bool) -> list[RouterLostError]:
+        """The failures of routers that are attached and can't be asked; one that leaves takes its Triton with it."""
+        return [
+            RouterLostError(f"router '{router.key.id}' {'is silent' if router.silent else 'has no model server now'}")
+            for router in self._registry.routers.values()
+            if router.attached and not router.live and router.heartbeat.state != ROUTER_STATE_LEAVING
+            if router.silent or not restored
+        ]
+
     async def _ask(self, router: Router, method: str, request: bytes, expire: int) -> Outcome | RouterLostError:
         try:
             return await self._hub.administer(router.key, method, request, expire)
-        except RouterLostError as exc:
-            return exc
+        except RouterLostError:
+            return RouterLostError(f"router '{router.key.id}' is gone")
 
     async def _load(self, request: bytes) -> None:
         name = oip.RepositoryModelLoadRequest.FromString(request).model_name
@@ -137,10 +180,10 @@ class Administration:
             _log.warning("not remembered: %s", exc, extra={"event": "repository_change_lost", "model": model})
 
 
-def _check(request: bytes, request_class: type[Message]) -> None:
+def _parsed(request: bytes, request_class: type[Message]) -> Message:
     """Triton has no better word than INTERNAL for what is no message."""
     try:
-        request_class.FromString(request)
+        return request_class.FromString(request)
     except DecodeError:
         raise RequestMalformed from None
 
@@ -160,7 +203,10 @@ def _verdict(outcomes: list[Outcome | RouterLostError]) -> bytes | ModelServerSt
         if isinstance(first, Failure):
             raise TritonLost if first is Failure.TRITON_LOST else Internal(call_id=secrets.token_hex(16))
         return first
-    text = first.name if isinstance(first, Failure) else getattr(first, "message", "") or "the router is gone"
+    if isinstance(first, RouterLostError):
+        text = str(first)
+    else:
+        text = first.name if isinstance(first, Failure) else first.message
     raise AdminPartialFailure(failed=str(len(failed)), asked=str(len(outcomes)), first_failure=text)
 
 

@@ -31,8 +31,9 @@ from headrace.bus.beacon import Beacon
 from headrace.bus.control import KafkaAnnouncements, TopicMissingError, Topics, until_announcements
 from headrace.bus.log import KafkaPublisher
 from headrace.bus.protocols import LogUnavailableError, Outcome, RouterKey
-from headrace.bus.v1.announcement_pb2 import ROUTER_STATE_LEAVING, Announcement, GatewayHeartbeat
+from headrace.bus.v1.announcement_pb2 import Announcement, GatewayHeartbeat
 from headrace.runtime import logs
+from headrace.runtime.addresses import join_address
 from headrace.runtime.admin_http import Readiness, admin_http
 from headrace.runtime.lifecycle import Background, Unstartable, serve_until, unless
 from headrace.runtime.telemetry import Telemetry
@@ -79,7 +80,7 @@ class Gateway:
         self._pool = settings.pool.name
         self._leaving = False
         self._caught_up = asyncio.Event()
-        self._silent: set[RouterKey] = set()
+        self._left: set[RouterKey] = set()
         self._registry = Registry(pool=self._pool, gateway_id=self._id, incarnation=self._incarnation)
         self._health = Health(self._registry, identify)
         self._calls = WaitingCalls(max_calls=own.bounds.calls, max_bytes=own.bounds.request_bytes)
@@ -98,6 +99,16 @@ class Gateway:
             delivery_seconds=min(own.delivery_seconds, own.deadlines.maximum_seconds),
             on_failure=self._calls.publish_failed,
         )
+        self._administration = Administration(
+            pool=self._pool,
+            registry=self._registry,
+            hub=self._hub,
+            announcements=self._announcements,
+            identify=identify,
+            seconds=self._seconds,
+            max_message_bytes=limit,
+        )
+        self._registry.subscribe(self._models_changed)
         self.background = Background()
 
     async def start(self, owned: AsyncExitStack, stop: asyncio.Event) -> None:
@@ -108,8 +119,7 @@ class Gateway:
             reply_port = self._hub.bind(own.reply.host, own.reply.port)
         except OSError as exc:
             raise Unstartable(f"{exc} (reply port): it is in use, or not ours; set another one") from None
-        host = own.reply.advertised_host or own.reply.host
-        self._reply_address = f"[{host}]:{reply_port}" if ":" in host else f"{host}:{reply_port}"
+        self._reply_address = join_address(own.reply.advertised_host or own.reply.host, reply_port)
         self._infer = ModelInfer(
             terms=CallTerms(
                 pool=self._pool,
@@ -127,7 +137,7 @@ class Gateway:
         )
         self._call_handlers = CallHandlers(self._identify, self._infer.handler, self._methods(), full=self._calls.full)
         server = edge_server(self._settings.topics.max_message_bytes, self._handlers())
-        port = open_port(server, own.grpc)
+        self._port = open_port(server, own.grpc)
         telemetry = Telemetry(*instruments(self._registry, self._calls, self._infer))
         await enter(admin_http(own.admin.host, own.admin.port, readiness=self._readiness, metrics=telemetry.scrape))
         await enter(self._hub)
@@ -141,11 +151,15 @@ class Gateway:
         beacon = Beacon(self._announcements, key=gateway_key(self._id), heartbeat=self._heartbeat)
         owned.push_async_callback(self._goodbye, beacon)
         await enter(self.background)
-        owned.callback(self._registry.subscribe(self._models_changed))
         self.background.spawn("announcements", self._follow())
         self.background.spawn("beacon", beacon.keep())
         self.background.spawn("clock", self._tick())
-        _log.info("gateway %s listens on port %d", self._id, port, extra={"event": "gateway_started", "port": port})
+        _log.info(
+            "gateway %s listens on port %d",
+            self._id,
+            self._port,
+            extra={"event": "gateway_started", "port": self._port},
+        )
 
     async def drain(self) -> None:
         """NOT_SERVING first, so that balancers look elsewhere; then refuse what is new, and let what runs end."""
@@ -158,22 +172,16 @@ class Gateway:
         try:
             async with asyncio.timeout(drain.grace_seconds):
                 await self._calls.drained()
+                await self._administration.drained()
         except TimeoutError:
-            _log.warning("calls were cut off", extra={"event": "calls_cut", "calls": len(self._calls)})
+            cut = len(self._calls) + self._administration.under_way
+            _log.warning("calls were cut off", extra={"event": "calls_cut", "calls": cut})
             self._calls.refuse_all(ShuttingDown, self._infer.abandon)
         self._health.close()
 
     def _methods(self) -> dict[str, Handler]:
-        administration = Administration(
-            pool=self._pool,
-            registry=self._registry,
-            hub=self._hub,
-            announcements=self._announcements,
-            identify=self._identify,
-            seconds=self._seconds,
-        )
         own = Catalog(self._registry, pool_may_sleep=self._settings.gateway.pool_may_sleep)
-        methods = catalog.handlers(own, self._identify) | administration.handlers()
+        methods = catalog.handlers(own, self._identify) | self._administration.handlers()
         return {f"/{SERVICE}/{name}": handler for name, handler in methods.items()}
 
     def _handlers(self) -> list[grpc.GenericRpcHandler]:
@@ -235,13 +243,17 @@ class Gateway:
         """See HubEvents.attached."""
         self._registry.attached(router)
 
+    def left(self, router: RouterKey) -> None:
+        """See HubEvents.left."""
+        self._left.add(router)
+
     def detached(self, router: RouterKey) -> None:
         """See HubEvents.detached: a broken stream is acted upon at once."""
-        known = self._registry.routers.get(router.id)
-        left = known is None or (known.key == router and known.heartbeat.state == ROUTER_STATE_LEAVING)
         self._registry.detached(router)
-        if left:
-            self._calls.router_left(router, self._infer.abandon)
+        if router in self._left:
+            self._left.remove(router)
+            now = asyncio.get_running_loop().time()
+            self._calls.router_left(router, now, self._is_served, self._infer.abandon)
         else:
             self._calls.router_lost(router, self._infer.abandon)
 
@@ -265,12 +277,17 @@ class Gateway:
         owners = known.owners if known is not None else ()
         return next((owner.router for owner in owners if partition in owner.partitions), None)
 
+    def _is_served(self, model: str) -> bool:
+        known = self._registry.models.get(model)
+        return known is not None and known.ready
+
     async def _tick(self) -> None:
         clock = asyncio.get_running_loop().time
         while True:
             await asyncio.sleep(_TICK_SECONDS)  # a clock
-            self._registry.advance(clock())
-            silent = {router.key for router in self._registry.routers.values() if router.silent}
-            for router in silent - self._silent:
-                self._calls.router_lost(router, self._infer.abandon)
-            self._silent = silent
+            self._advance(clock())
+
+    def _advance(self, now: float) -> None:
+        for router in self._registry.advance(now):
+            self._calls.router_lost(router, self._infer.abandon)
+        self._calls.advance(now, self._is_served, self._infer.abandon)

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from gateway.errors import DeadlineExceeded, GatewayFull, LogFull, LogUnavailable, Refusal, RequestTooLarge, RouterLost
 from headrace.bus.protocols import LogError, LogFullError, Outcome, RecordTooLargeError, RouterKey, TopicPartition
 
+TAKE_OVER_SECONDS = 2.0
+"""How long a call that a router left behind may be without an owner: longer than its group takes to give it one."""
+
 
 @dataclass(slots=True, eq=False)
 class Call:
@@ -42,6 +45,7 @@ class WaitingCalls:
         self._bytes = 0
         self.outstanding: dict[RouterKey, int] = {}
         """Calls under way by the router that they were sent to."""
+        self._untaken: dict[Call, float] = {}  # those that a router left behind, and until when they are kept
         self.strays = 0
         """Answers for calls that did not wait any more."""
         self._empty = asyncio.Event()
@@ -119,14 +123,30 @@ class WaitingCalls:
                 abandon(call)
                 self.refuse(call, RouterLost())
 
-    def router_left(self, router: RouterKey, abandon: Callable[[Call], None]) -> None:
-        """A router left in order, so it answered what it began: only calls that nobody took over end."""
-        for call in list(self._calls.values()):
+    def router_left(
+        self, router: RouterKey, now: float, served: Callable[[str], bool], abandon: Callable[[Call], None]
+    ) -> None:
+        """A router left in order, so it answered what it began: only calls that nobody takes over end, as `advance`."""
+        for call in self._calls.values():
             if router in call.routers:
                 call.routers = tuple(other for other in call.routers if other != router)
-                if not call.routers and not call.answer.done():
-                    abandon(call)
-                    self.refuse(call, RouterLost())
+                if not call.routers:
+                    self._untaken[call] = now + TAKE_OVER_SECONDS
+        self.advance(now, served, abandon)
+
+    def advance(self, now: float, served: Callable[[str], bool], abandon: Callable[[Call], None]) -> None:
+        """Let time pass: calls that a router left behind end where nobody took them over in time.
+
+        At once where `served` says of their model that no other router has it ready. `abandon` is told each.
+        """
+        for call, until in list(self._untaken.items()):
+            waits = call.call_id in self._calls and not call.routers and not call.answer.done()
+            if waits and now < until and served(call.model):
+                continue
+            del self._untaken[call]
+            if waits:
+                abandon(call)
+                self.refuse(call, RouterLost())
 
     def owners_changed(self, models: Collection[str], owner_of: Callable[[str, int], RouterKey | None]) -> None:
         """Partitions moved: a call that waits in one may now be with the new owner as well."""

@@ -11,6 +11,7 @@ from gateway.identity import Caller, Identify
 from gateway.infer import METHOD as MODEL_INFER
 from gateway.settings import GrpcSettings
 from gateway.status import Context, abort
+from headrace.runtime.addresses import join_address
 from headrace.runtime.lifecycle import Unstartable
 
 Handler = Any  # grpc's handler class is generic for type checkers only
@@ -89,7 +90,7 @@ def edge_server(max_message_bytes: int, handlers: Sequence[grpc.GenericRpcHandle
 
 def open_port(server: grpc.aio.Server, settings: GrpcSettings) -> int:
     """Bind the port. Returns it; raises Unstartable where it can't be had."""
-    address = f"{settings.host}:{settings.port}"
+    address = join_address(settings.host, settings.port)
     try:
         if settings.tls_certificate_file is None or settings.tls_key_file is None:
             return server.add_insecure_port(address)

@@ -80,10 +80,11 @@ def presented_key(metadata: Metadata) -> str:
                 raise KeyInvalid
             api_key = value
     key = api_key.strip() if isinstance(api_key, str) else api_key
-    if authorization is not None:
-        key = _bearer(authorization)
-        if api_key is not None and api_key != key:
+    bearer = _bearer(authorization) if authorization is not None else None
+    if bearer is not None:
+        if key is not None and key != bearer:
             raise KeyInvalid
+        key = bearer
     if not key:
         raise KeyMissing
     if not isinstance(key, str) or len(key) > _LONGEST_CREDENTIAL:
@@ -91,13 +92,12 @@ def presented_key(metadata: Metadata) -> str:
     return key
 
 
-def _bearer(authorization: str | bytes) -> str:
+def _bearer(authorization: str | bytes) -> str | None:
+    """The key; None for another scheme, which is meant for somebody else, such as a proxy on the way."""
     if not isinstance(authorization, str):
         raise KeyInvalid
     scheme, _, key = authorization.strip().partition(" ")
-    if scheme.lower() != "bearer":
-        raise KeyMissing
-    return key.strip()
+    return key.strip() if scheme.lower() == "bearer" else None
 
 
 class KeyFile:

@@ -20,6 +20,7 @@ from gateway.calls import Call, WaitingCalls, log_refusal
 from gateway.errors import (
     AnswerTooLarge,
     DeadlineExceeded,
+    GatewayFull,
     GatewayStarting,
     Internal,
     LogUnavailable,
@@ -60,6 +61,7 @@ _FAILURES: dict[Failure, Callable[[], Refusal]] = {
     Failure.BAD_RECORD: Internal,
     Failure.INTERNAL: Internal,
     Failure.ROUTER_LEFT: RouterLost,
+    Failure.GATEWAY_FULL: GatewayFull,
 }
 
 
@@ -132,7 +134,7 @@ class ModelInfer:
         self._call_ids = random_ids()
         self._loop = asyncio.get_running_loop()  # asked once: on Python 3.11 each question is a system call
         self._topics: dict[str, str] = {}
-        self._turn = 0
+        self._turn = terms.incarnation & 0xFFFF  # so that gateways which start together do not choose alike
         self.ended: Counter[str] = Counter()
         """How calls ended: `OK`, `TRITON` for Triton's own errors, `CANCELLED`, or the refusal's reason."""
 
@@ -213,7 +215,7 @@ class ModelInfer:
         self._topics[name] = topic
         self._turn += 1
         if model.owners:
-            owner = least_loaded(model.owners, self._calls.outstanding)
+            owner = least_loaded(model.owners, self._calls.outstanding, self._turn)
             return TopicPartition(topic, partition(owner, self._turn)), owner.router
         if model.live and not model.ready:
             raise ModelNotReady(model=name)

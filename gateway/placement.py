@@ -1,6 +1,7 @@
 """Which partition a call goes to: the least loaded live owner's."""
 
 from collections.abc import Mapping
+from math import inf
 
 from gateway.registry import Model, Owner
 from headrace.bus.protocols import RouterKey
@@ -10,11 +11,18 @@ _CALLS_IN_A_ROW = 64
 still spread for new routers to take over."""
 
 
-def least_loaded(owners: tuple[Owner, ...], outstanding: Mapping[RouterKey, int]) -> Owner:
-    """The owner with the least outstanding work for its capacity; the first of equals."""
+def least_loaded(owners: tuple[Owner, ...], outstanding: Mapping[RouterKey, int], turn: int) -> Owner:
+    """The owner with the least outstanding work for its capacity; equals take turns, and `turn` counts calls."""
     if len(owners) == 1:
         return owners[0]
-    return min(owners, key=lambda owner: outstanding.get(owner.router, 0) / owner.window)
+    least, equals = inf, [owners[0]]
+    for owner in owners:
+        load = outstanding.get(owner.router, 0) / owner.window
+        if load < least:
+            least, equals = load, [owner]
+        elif load == least:
+            equals.append(owner)
+    return equals[turn % len(equals)]
 
 
 def partition(owner: Owner, turn: int) -> int:

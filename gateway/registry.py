@@ -185,14 +185,18 @@ class Registry:
         self._attached.discard(router)
         self._reconsider(router.id)
 
-    def advance(self, now: float) -> None:
-        """Let time pass: routers that have been silent for too long are not live from here on."""
+    def advance(self, now: float) -> list[RouterKey]:
+        """Let time pass: the routers that are returned have been silent for too long, and are not live from here on."""
         if self._log_heard_at is None or now - self._log_heard_at > LOG_SILENCE_SECONDS:
-            return
-        for router in list(self._routers.values()):
-            silent_seconds = now - max(router.heard_at, self._log_works_since)
-            if not router.silent and silent_seconds > ROUTER_SILENCE_SECONDS:
-                self._store(replace(router, silent=True))
+            return []
+        fell_silent = [
+            router
+            for router in self._routers.values()
+            if not router.silent and now - max(router.heard_at, self._log_works_since) > ROUTER_SILENCE_SECONDS
+        ]
+        for router in fell_silent:
+            self._store(replace(router, silent=True))
+        return [router.key for router in fell_silent]
 
     # What is asked.
 

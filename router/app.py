@@ -29,11 +29,11 @@ from router.intake import COMMIT_SECONDS, Intake
 from router.inventory import ADMIN_METHODS, LOAD, UNLOAD, Inventory
 from router.metrics import instruments
 from router.settings import RouterSettings
+from router.topics import RequestTopics
 from router.triton import Triton
 
 _TICK_SECONDS = 0.25
 _FLUSH_SECONDS = 5.0
-_RETRY_SECONDS = 2.0
 _log = logging.getLogger(__name__)
 
 
@@ -63,7 +63,6 @@ class Router:
         self.key = RouterKey(own.id or socket.gethostname(), int.from_bytes(os.urandom(8)))
         self._pool = settings.pool.name
         self._client_id = f"headrace-router-{self.key.id}"
-        self._partition_counts: dict[str, int] = {}
         self._inventory_changed = asyncio.Event()
         self._starts_restored = 0
         self._joined = False
@@ -79,7 +78,6 @@ class Router:
         )
         self._triton_lost = asyncio.Event()
         self._given_back = asyncio.Event()
-        self._topics_missing: frozenset[str] = frozenset()
         self._intake = Intake(
             triton=self._triton, max_waiting_bytes=own.window.waiting_bytes, triton_lost=self._triton_lost.set
         )
@@ -90,6 +88,7 @@ class Router:
                 attach_seconds=own.reply.attach_seconds,
                 stall_seconds=own.reply.stall_seconds,
                 unacknowledged_bytes=own.reply.unacknowledged_bytes,
+                max_message_bytes=limit,
             ),
             trust=Trust(settings.reply_trust),
             whereabouts=whereabouts,
@@ -102,9 +101,11 @@ class Router:
             links=self._links,
         )
         self._topics = Topics(settings.kafka, settings.topics, client_id=self._client_id)
+        group = consumer_group(self._pool, "interactive")
+        self._request_topics = RequestTopics(self._topics, group=group, changed=self._serve)
         self._announcements = KafkaAnnouncements(settings.kafka, client_id=self._client_id)
         self._description = Description(
-            router=self.key, pool=self._pool, partition_count=lambda topic: self._partition_counts.get(topic, 0)
+            router=self.key, pool=self._pool, partition_count=self._request_topics.counts.get
         )
         self._beacon = Beacon(
             self._announcements,
@@ -115,7 +116,7 @@ class Router:
         self.consumer = KafkaConsumer(
             settings.kafka,
             client_id=self._client_id,
-            group=consumer_group(self._pool, "interactive"),
+            group=group,
             max_message_bytes=limit,
             events=self,
         )
@@ -141,6 +142,7 @@ class Router:
         spawn("beacon", self._beacon.keep())
         spawn("inventory", self._inventory.keep())
         spawn("inventory-changes", self._follow_inventory())
+        spawn("topics", self._request_topics.keep())
         spawn("triton-lost", self._look_after_losses())
         spawn("restore", self._restore())
         spawn("clock", self._tick())
@@ -169,6 +171,7 @@ class Router:
                     self._given_back.clear()
         except TimeoutError:
             _log.warning("partitions were not given back in time", extra={"event": "give_back_failed"})
+            self._intake.hold()  # they are another's soon
         try:
             async with asyncio.timeout(self._settings.router.drain_grace_seconds):
                 await self._intake.quiet()
@@ -253,16 +256,15 @@ class Router:
         while True:
             await self._inventory_changed.wait()
             self._inventory_changed.clear()
-            if self._inventory.ready:
-                self._intake.release()
-            else:
+            if not self._inventory.ready:
                 self._intake.hold()
+            elif not self._description.leaving:
+                self._intake.release()
             if self._inventory.ready != was_ready:
                 was_ready = self._inventory.ready
                 self._beacon.beat_soon()
-            if not await self._take_inventory():
-                await asyncio.sleep(_RETRY_SECONDS)  # the pace of retries
-                self._inventory_changed.set()
+            self._request_topics.want({model.topic: model.ready for model in self._inventory.models.values()})
+            self._serve()
 
     async def _look_after_losses(self) -> None:
         """A call did not reach Triton: look at once, and begin again when it is there."""
@@ -270,34 +272,20 @@ class Router:
             await self._triton_lost.wait()
             self._triton_lost.clear()
             await self._inventory.look()
-            if self._inventory.ready:
+            if self._inventory.ready and not self._description.leaving:
                 self._intake.release()
 
-    async def _take_inventory(self) -> bool:
-        """Serve what Triton has ready, as far as it has topics. False where some lack theirs: to be tried again."""
-        ready = {model.topic: model.window for model in self._inventory.models.values() if model.ready}
-        known = {model.topic for model in self._inventory.models.values()}
-        try:
-            if ready.keys() - self._partition_counts.keys():
-                await self._ensure_topics(ready.keys())
-            if known - self._partition_counts.keys():
-                self._partition_counts |= await self._topics.partition_counts(known)
-        except LogUnavailableError as exc:
-            _log.warning("topics not looked after: %s", exc, extra={"event": "topics_failed"})
-        served = {topic: window for topic, window in ready.items() if topic in self._partition_counts}
+    def _serve(self) -> None:
+        """Serve what Triton has ready, as far as it has topics."""
+        served = {
+            model.topic: model.window
+            for model in self._inventory.models.values()
+            if model.ready and self._request_topics.counts.get(model.topic)
+        }
         if not self._description.leaving:
             self._intake.set_windows(served)
             self.consumer.subscribe(served)
         self._describe()
-        return served.keys() == ready.keys()
-
-    async def _ensure_topics(self, topics: Collection[str]) -> None:
-        try:
-            await self._topics.ensure_requests(topics, consumer_group(self._pool, "interactive"))
-        except TopicMissingError as exc:
-            if self._topics_missing != frozenset(topics):
-                _log.error("%s", exc, extra={"event": "topics_missing"})
-            self._topics_missing = frozenset(topics)
 
     async def _restore(self) -> None:
         """Bring a restarted Triton to what its pool was last asked for."""

@@ -21,7 +21,7 @@ from router.inventory import Inventory
 class Description:
     """Puts what this router knows into announcements."""
 
-    def __init__(self, *, router: RouterKey, pool: str, partition_count: Callable[[str], int]) -> None:
+    def __init__(self, *, router: RouterKey, pool: str, partition_count: Callable[[str], int | None]) -> None:
         self._router = router
         self._pool = pool
         self._partition_count = partition_count
@@ -49,13 +49,16 @@ class Description:
         for name, model in inventory.models.items():
             key = model_key(self._pool, self._router.id, name)
             keys.add(key)
+            partition_count = self._partition_count(model.topic)
+            if partition_count is None:
+                continue  # the broker was not asked yet: until then the last word on the model stands
             description = ModelDescription(
                 router_incarnation=self._router.incarnation,
                 model=name,
                 versions=model.versions,
                 window=model.window,
                 partitions=() if self.leaving else intake.assigned_partitions(model.topic),
-                partition_count=self._partition_count(model.topic),
+                partition_count=partition_count,
             )
             beacon.put(key, Announcement(model=description))
         for name, statistics in inventory.statistics.items():

@@ -98,12 +98,16 @@ class Intake:
             if topic in self._lanes:
                 self._lanes[topic].window = window
             else:
-                self._lanes[topic] = Lane(topic, window)
+                self._open_lane(topic, window)
         self._offered = set(windows)
         self._forget_lanes()
         for lane in list(self._busy):
             self._pump(lane)
         self._say_room()
+
+    def _open_lane(self, topic: str, window: int) -> None:
+        lane = self._lanes[topic] = Lane(topic, window)
+        lane.held = self._held
 
     def _forget_lanes(self) -> None:
         """A model that is not offered any more keeps its lane while its partitions are ours: their records may come."""
@@ -118,10 +122,16 @@ class Intake:
     def hold(self) -> None:
         """Begin nothing: the model server is away. What is fetched waits, up to its bound, and the rest in the log."""
         self._held = True
+        for lane in self._lanes.values():
+            lane.held = True
+        self._busy |= set(self._lanes.values())
+        self._room_changed()
 
     def release(self) -> None:
         """Begin again."""
         self._held = False
+        for lane in self._lanes.values():
+            lane.held = False
         for lane in list(self._busy):
             self._pump(lane)
         self._room_changed()
@@ -137,14 +147,7 @@ class Intake:
 
     def committable(self) -> dict[TopicPartition, int]:
         """The offsets that moved since this was last asked."""
-        return self._moved(self._watermarks)
-
-    def _moved(self, places: Collection[TopicPartition]) -> dict[TopicPartition, int]:
-        return {
-            place: offset
-            for place in places
-            if place in self._watermarks and (offset := self._watermarks[place].to_commit()) is not None
-        }
+        return {place: offset for place, mark in self._watermarks.items() if (offset := mark.to_commit()) is not None}
 
     # What the log says: IntakeEvents.
 
@@ -173,11 +176,16 @@ class Intake:
         for place in places:
             self._watermarks[place] = Watermark()
             if place.topic not in self._lanes:
-                self._lanes[place.topic] = Lane(place.topic, window=1)  # the model has just gone: see _forget_lanes
+                self._open_lane(place.topic, window=1)  # the model has just gone: see _forget_lanes
 
     def revoked(self, places: Collection[TopicPartition]) -> Mapping[TopicPartition, int]:
         """See IntakeEvents.revoked: what has not begun is dropped here, and read by the next owner."""
-        offsets = self._moved(places)
+        # Also what was given out to be committed before: whether that came to pass is not known.
+        offsets = {
+            place: offset
+            for place in places
+            if place in self._watermarks and (offset := self._watermarks[place].position) is not None
+        }
         self.lost(places)
         return offsets
 
@@ -267,6 +275,10 @@ class Intake:
             self._waiting_bytes -= len(record.payload)
             self._watermarks[record.place].done(record.offset)
             self._begin(each.lane, record, envelope, link, seconds)
+        elif state is LinkState.ATTACHED and each.lane.aside and 2 * each.lane.aside >= each.lane.window:
+            # It takes answers more slowly than it asks: its calls may not fill the room that others need.
+            link.send(envelope.call_id, envelope.attempt, Failure.GATEWAY_FULL)
+            self._skip(each, "gateway_full")
         else:
             each.lane.aside += 1
             self._aside.setdefault(link, deque()).append(each)
@@ -301,9 +313,9 @@ class Intake:
         if self._running.pop(key, None) is None:
             return
         lane.running -= 1
+        self._pump(lane)
         if not self._running:
             self._quiet.set()
-        self._pump(lane)
         if lane.paused or self._room < _AMPLE_ROOM:
             self._room_changed()
 
@@ -325,7 +337,6 @@ class Intake:
 
     def _say_room(self) -> None:
         self._room_due = False
-        room = _LARGEST_ROOM
         self._hold_back()
         for lane in self._busy:
             if lane.wants_pause():
@@ -334,10 +345,8 @@ class Intake:
             elif not self._holding_back and lane.wants_resume():
                 lane.paused = False
                 self._consumer.resume(lane.topic)
-            if not lane.paused:
-                room = min(room, lane.room)
-        idle = min((2 * lane.window for lane in self._lanes.values()), default=_LARGEST_ROOM)
-        self._room = max(1, min(room, idle))
+        room = min((lane.room for lane in self._lanes.values() if not lane.paused), default=_LARGEST_ROOM)
+        self._room = max(1, min(room, _LARGEST_ROOM))
         self._consumer.set_room(self._room)
 
     def _hold_back(self) -> None:

@@ -17,6 +17,8 @@ _MODELS_A_POLL = 10
 and a repository of hundreds costs no more than one of ten."""
 
 READY = "READY"
+UNKNOWN_MODEL = "Request for unknown model"
+"""What Triton says of a model that is not loaded, with one code or another."""
 _log = logging.getLogger(__name__)
 
 
@@ -81,11 +83,13 @@ class Inventory:
         """Ask Triton once. An absent Triton is a finding, not an error."""
         async with self._lock:
             before = (self.ready, self.starts, self.server, self._fingerprint(), self.statistics)
+            was_ready = self.ready
             try:
-                await self._ask()
+                await self._ask(fresh=not was_ready)
             except TritonAwayError as exc:
                 _log.debug("Triton did not answer: %s", exc, extra={"event": "triton_silent"})
-                self.ready = False
+                # Slow to tell is not away; but one that has just started is not ready before it has told.
+                self.ready = was_ready and await self._triton.ready()
             after = (self.ready, self.starts, self.server, self._fingerprint(), self.statistics)
             if before[0] != after[0]:
                 word = "ready" if self.ready else "away or not ready"
@@ -99,25 +103,36 @@ class Inventory:
             for name, model in sorted(self.models.items())
         )
 
-    async def _ask(self) -> None:
-        was_ready, self.ready = self.ready, await self._triton.ready()
-        if not self.ready:
+    async def _ask(self, *, fresh: bool) -> None:
+        if not await self._triton.ready():
+            self.ready = False
             return
-        fresh = not was_ready
         if fresh:
             server = await self._triton.server_metadata()
             self.server = Server(server.name, server.version, tuple(server.extensions))
-        await self._ask_models(fresh=fresh)
+        models = await self._ask_models(fresh=fresh)
+        # Again: what a Triton that is on its way out says of its models does not count.
+        self.ready = await self._triton.ready()
+        if not self.ready:
+            return
+        self.models = models
         self.starts += fresh  # told last: whoever sees it finds the models of this start
+        await self._ask_statistics()
+
+    async def _ask_statistics(self) -> None:
+        try:
+            response = await self._triton.statistics()
+        except TritonAwayError as exc:
+            _log.debug("Triton did not count: %s", exc, extra={"event": "triton_silent"})
+            return
         statistics: dict[str, list[bytes]] = {}
-        response = await self._triton.statistics()
         for each in response.model_stats:
             entry = type(response)(model_stats=[each]).SerializeToString()
             statistics.setdefault(each.name, []).append(entry)
         # Repeated fields of concatenated messages add up, so this is one response a model.
         self.statistics = {name: b"".join(entries) for name, entries in statistics.items()}
 
-    async def _ask_models(self, *, fresh: bool) -> None:
+    async def _ask_models(self, *, fresh: bool) -> dict[str, LoadedModel]:
         index: dict[str, list[ModelVersion]] = {}
         for entry in (await self._triton.repository_index()).models:
             version = ModelVersion(version=entry.version, state=entry.state, reason=entry.reason)
@@ -128,36 +143,40 @@ class Inventory:
             topic = self._topic(name)
             if topic is None:
                 continue
-            known = self.models.get(name)
             due = (
                 fresh
                 or len(index) <= _MODELS_A_POLL
                 or place // _MODELS_A_POLL == turn % -(-len(index) // _MODELS_A_POLL)
             )
-            models[name] = await self._describe(name, topic, versions, None if due else known)
-        self.models = models
+            models[name] = await self._describe(name, topic, versions, due=due)
+        return models
 
-    async def _describe(
-        self, name: str, topic: str, versions: list[ModelVersion], known: LoadedModel | None
-    ) -> LoadedModel:
+    async def _describe(self, name: str, topic: str, versions: list[ModelVersion], *, due: bool) -> LoadedModel:
         model = LoadedModel(topic, versions)
-        known_versions = {version.version: version for version in known.versions} if known else {}
+        known = self.models.get(name, model)
+        described = {version.version: version for version in known.versions if version.config}
         for version in versions:
             if version.state != READY:
                 continue
-            before = known_versions.get(version.version)
-            if before is not None and before.config:
+            before = described.get(version.version)
+            if due or before is None:
+                try:
+                    config = await self._triton.model_config(name, version.version)
+                    version.metadata = await self._triton.model_metadata(name, version.version)
+                except TritonAwayError as exc:
+                    if UNKNOWN_MODEL in str(exc):
+                        before = None  # unloaded between the two questions: the next look tells
+                    elif not await self._triton.ready():
+                        raise
+                else:
+                    version.config = config.SerializeToString(deterministic=True)
+                    model.window = window_of(config.config, self._windows)
+                    continue
+            if before is None:
+                version.state = "UNAVAILABLE"
+            else:
                 version.metadata, version.config = before.metadata, before.config
-                model.window = known.window if known else model.window
-                continue
-            try:
-                config = await self._triton.model_config(name, version.version)
-                version.metadata = await self._triton.model_metadata(name, version.version)
-            except TritonAwayError:
-                version.state = "UNAVAILABLE"  # unloaded between the two questions: the next look tells
-                continue
-            version.config = config.SerializeToString(deterministic=True)
-            model.window = window_of(config.config, self._windows)
+                model.window = known.window
         return model
 
     def _topic(self, model: str) -> str | None:

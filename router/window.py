@@ -33,7 +33,7 @@ class Waiting:
 
 
 class Lane:
-    """One model's slots and its queue. What waits is bounded by one window: beyond it the topic is paused."""
+    """One model's slots and its queue. What waits is bounded by one window beside the free slots."""
 
     def __init__(self, topic: str, window: int) -> None:
         self.topic = topic
@@ -43,11 +43,8 @@ class Lane:
         self.aside = 0
         """Records that wait for their gateway's link; they take no slot, but room."""
         self.paused = False
-
-    @property
-    def has_slot(self) -> bool:
-        """Whether a call may begin."""
-        return self.running < self.window
+        self.held = False
+        """Whether nothing may begin now, so that a free slot gives no room."""
 
     @property
     def backlog(self) -> int:
@@ -57,7 +54,8 @@ class Lane:
     @property
     def room(self) -> int:
         """How many more records may be fetched."""
-        return 2 * self.window - self.running - self.backlog
+        free = 0 if self.held else self.window - self.running
+        return self.window + free - self.backlog
 
     def wants_pause(self) -> bool:
         """Whether a full window waits behind a full window."""

@@ -52,9 +52,8 @@ A name that begins with `HEADRACE_` and that nobody knows is a bad one.
 
 - Both processes take the shared sections; each takes its own, and passes over the other's.
 - A secret is never a value: a setting names the file that holds it.
-- A list is written as JSON, `["10.0.0.0/8","gateway.example.org"]`.
-- `headrace up` sets names, addresses, ports and key files of its processes;
-  everything else they take from your environment.
+- `headrace up` sets addresses, ports and the development key's file of its processes, and ids where there are several
+  of a kind; everything else they take from your environment.
 """
 
 
@@ -130,7 +129,8 @@ def _needed(section: type[BaseModel]) -> str:
 
 
 def _meaning(name: str, field: FieldInfo) -> str:
-    return field.description or MEANINGS.get(name) or EVERYWHERE[name.rsplit("__", 1)[1].lower()]
+    text = field.description or MEANINGS.get(name) or EVERYWHERE[name.rsplit("__", 1)[1].lower()]
+    return " ".join(text.split())  # a line's end in a docstring would be a row's end
 
 
 def _default(field: FieldInfo) -> str:
@@ -139,8 +139,6 @@ def _default(field: FieldInfo) -> str:
         return "unset"
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
-    if isinstance(value, tuple):
-        return "`[" + ", ".join(f'"{each}"' for each in value) + "]`"
     if isinstance(value, int) and value and value % (1 << 20) == 0:
         return f"`{value}` ({value >> 20} MiB)"
     return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
@@ -152,8 +150,6 @@ def kind_of(field: FieldInfo) -> str:
     kind = _unwrapped(field.annotation, metadata)
     if get_origin(kind) is Literal:
         return ", ".join(f"`{choice}`" for choice in get_args(kind))
-    if get_origin(kind) is tuple:
-        return "list"
     if kind is bool:
         return "`true` or `false`"
     words = {int: "integer", float: "number", str: "text", Path: "file"}

@@ -4,7 +4,11 @@ import os
 
 import pytest
 
-pytest_plugins = ["tests.integration.broker_fixture", "tests.integration.triton_fixture"]
+pytest_plugins = [  # the last one imports from the others, which pytest must load first
+    "tests.integration.broker_fixture",
+    "tests.integration.triton_fixture",
+    "tests.acceptance.stack_fixture",
+]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

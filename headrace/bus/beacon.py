@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-from headrace.bus.protocols import AnnouncementLog, LogUnavailableError
+from headrace.bus.protocols import AnnouncementLog, LogUnavailableError, RecordTooLargeError
 from headrace.bus.v1.announcement_pb2 import Announcement
 
 HEARTBEAT_SECONDS = 1.0
@@ -16,6 +16,7 @@ class Beacon:
 
     `heartbeat` gives the announcement of this second; everything else is `put` when it is known, and said as soon as it
     differs from what was said last. Nothing is lost while the broker is away: the newest word is said when it is back.
+    Only what is too large for the log is given up, and its key keeps its last word.
     """
 
     def __init__(
@@ -85,9 +86,16 @@ class Beacon:
                 await self.beat()
             try:
                 for key in list(self._wanted):
-                    announcement = self._wanted[key]
+                    if key not in self._wanted:
+                        continue  # put back, meanwhile, to what was said
+                    # To the end: what the log refuses holds up nothing behind it.
+                    announcement = self._wanted[key] = self._wanted.pop(key)
                     self._said.pop(key, None)  # nobody knows, until the log has answered
-                    await self._log.announce(key, announcement)
+                    try:
+                        await self._log.announce(key, announcement)
+                    except RecordTooLargeError as exc:
+                        # As if said: it would be refused each time.
+                        _log.error("%s is not announced: %s", key, exc, extra={"event": "announcement_too_large"})
                     self._said[key] = announcement
                     if self._wanted.get(key) == announcement:
                         self._wanted.pop(key, None)

@@ -1,33 +1,36 @@
 """Everything slow and asyncio-shaped that we ask of the broker: topics and announcements. The only user of aiokafka.
 
-Upgrading the client: check that `describe_topics` still tells a missing topic by error code 3, and run the contract
-suite of announcements and topics, and the tests of the broker's login.
+Upgrading the client: run the contract suite of announcements and topics, and the tests of the broker's login.
 """
 
 import asyncio
 import logging
 import ssl
-from collections.abc import AsyncIterator, Collection
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Self
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka import TopicPartition as AioPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.client import AIOKafkaClient
 from aiokafka.conn import collect_hosts, create_conn
 from aiokafka.errors import (
     KafkaError,
+    MessageSizeTooLargeError,
     SaslAuthenticationFailed,
     TopicAlreadyExistsError,
     UnsupportedSaslMechanismError,
     for_code,
 )
+from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.structs import OffsetAndMetadata
 from google.protobuf.message import DecodeError
 
-from headrace.bus.protocols import LogUnavailableError
+from headrace.bus.protocols import LogUnavailableError, RecordTooLargeError
 from headrace.bus.settings import KafkaSettings, TopicSettings
-from headrace.bus.topics import ANNOUNCEMENTS_TOPIC, ENVELOPE_ROOM_BYTES
+from headrace.bus.topics import ANNOUNCEMENTS_TOPIC, ENVELOPE_ROOM_BYTES, LARGEST_ANNOUNCEMENT_BYTES
 from headrace.bus.v1.announcement_pb2 import Announcement
 from headrace.runtime.settings import read_secret
 
@@ -35,14 +38,16 @@ _log = logging.getLogger(__name__)
 _REQUEST_SECONDS = 5.0
 _RETRY_SECONDS = 0.25
 _RETRY_MAX_SECONDS = 0.5
-_UNKNOWN_TOPIC = 3
-_ANNOUNCEMENT_MAX_BYTES = 1 << 20  # a description with a very large model config
 _ANNOUNCEMENTS = AioPartition(ANNOUNCEMENTS_TOPIC, 0)
 _TROUBLE = (KafkaError, OSError, TimeoutError)
 
 
 class TopicMissingError(Exception):
     """A topic is missing and the settings forbid to create it."""
+
+
+class TopicRefusedError(LogUnavailableError):
+    """The broker refuses to make topics; the text says each with its reason. All others are there."""
 
 
 def _client_config(kafka: KafkaSettings, client_id: str) -> dict[str, Any]:  # Any: keyword arguments of three clients
@@ -147,7 +152,7 @@ class Topics:
                         "min.cleanable.dirty.ratio": "0.01",
                         "max.compaction.lag.ms": "30000",
                         "delete.retention.ms": "60000",
-                        "max.message.bytes": str(_ANNOUNCEMENT_MAX_BYTES + ENVELOPE_ROOM_BYTES),
+                        "max.message.bytes": str(LARGEST_ANNOUNCEMENT_BYTES),
                     },
                 )
             ],
@@ -157,7 +162,7 @@ class Topics:
     async def ensure_requests(self, topics: Collection[str], group: str) -> None:
         """Make request topics where they are missing, each partition with the group's offset committed at its start.
 
-        Raises LogUnavailableError, TopicMissingError.
+        Raises LogUnavailableError, TopicMissingError, TopicRefusedError.
         """
         limit = str(self._settings.max_message_bytes + ENVELOPE_ROOM_BYTES)
         await self._ensure(
@@ -181,13 +186,30 @@ class Topics:
         """How many partitions each topic has; missing ones are left out. Raises LogUnavailableError."""
         if not topics:
             return {}
+        # The admin client's own question allows the broker to make what it is asked about.
+        request = MetadataRequest(list(topics), allow_auto_topic_creation=False)
+        client = AIOKafkaClient(**_client_config(self._kafka, self._client_id))
+        async with self._errand(client.bootstrap, client.close):
+            response = await client.send(client.get_random_node(), request)
+        return {topic: len(partitions) for code, topic, _, partitions in response.topics if code == 0 and partitions}
+
+    async def warn_unless_compacted(self) -> None:
+        """Say it where the announcements topic was made by somebody who did not know what it is for.
+
+        Raises LogUnavailableError.
+        """
+        resource = ConfigResource(ConfigResourceType.TOPIC, ANNOUNCEMENTS_TOPIC, {"cleanup.policy": ""})
         async with self._admin() as admin:
-            described = await admin.describe_topics(list(topics))
-        return {
-            entry["topic"]: len(entry["partitions"])
-            for entry in described
-            if entry["error_code"] == 0 and entry["partitions"]
-        }
+            (response,) = await admin.describe_configs([resource])
+        for _code, _text, _type, _name, entries in response.resources:  # without entries where we may not ask
+            for entry in entries:
+                if "compact" not in entry[1]:
+                    _log.warning(
+                        "%s has %s=%s and loses what was announced; set it to compact",
+                        ANNOUNCEMENTS_TOPIC,
+                        *entry[:2],
+                        extra={"event": "announcements_not_compacted"},
+                    )
 
     async def _ensure(self, topics: list[NewTopic], group: str | None) -> None:
         async with self._lock:
@@ -200,13 +222,18 @@ class Topics:
                 raise TopicMissingError(f"missing topics: {names}; create them or allow it by HEADRACE_TOPICS__CREATE")
             async with self._admin() as admin:
                 response = await admin.create_topics(missing, timeout_ms=round(_REQUEST_SECONDS * 1000))
-                for name, code, *text in response.topic_errors:
-                    if code and for_code(code) is not TopicAlreadyExistsError:
-                        raise LogUnavailableError(
-                            f"topic {name} could not be created: {text or for_code(code).__name__}"
-                        )
-            if group is not None:
-                await self._commit_starts(missing, group)
+            refused = {
+                name: text or for_code(code).__name__
+                for name, code, text in response.topic_errors
+                if code and for_code(code) is not TopicAlreadyExistsError
+            }
+            made = [topic for topic in missing if topic.name not in refused]
+            if group is not None and made:
+                await self._commit_starts(made, group)
+            if refused:
+                raise TopicRefusedError(
+                    "; ".join(f"topic {name} could not be created: {text}" for name, text in sorted(refused.items()))
+                )
 
     async def _commit_starts(self, topics: list[NewTopic], group: str) -> None:
         places = [AioPartition(topic.name, part) for topic in topics for part in range(topic.num_partitions)]
@@ -224,33 +251,28 @@ class Topics:
         finally:
             await consumer.stop()
 
-    def _admin(self) -> "_Admin":
-        return _Admin(self._kafka, self._client_id)
+    @asynccontextmanager
+    async def _admin(self) -> AsyncIterator[AIOKafkaAdminClient]:
+        client = AIOKafkaAdminClient(**_client_config(self._kafka, self._client_id))
+        async with self._errand(client.start, client.close):
+            yield client
 
-
-class _Admin:
-    """An admin client for one errand: the broker's whereabouts are never stale."""
-
-    def __init__(self, kafka: KafkaSettings, client_id: str) -> None:
-        self._kafka = kafka
-        self._client_id = client_id
-        self._client = AIOKafkaAdminClient(**_client_config(kafka, client_id))
-
-    async def __aenter__(self) -> AIOKafkaAdminClient:
-        async with AsyncExitStack() as owned:
-            owned.push_async_callback(self._client.close)
+    @asynccontextmanager
+    async def _errand(
+        self, start: Callable[[], Awaitable[None]], close: Callable[[], Awaitable[None]]
+    ) -> AsyncIterator[None]:
+        """A client for one errand: the broker's whereabouts are never stale."""
+        try:
             try:
                 async with asyncio.timeout(_REQUEST_SECONDS):
-                    await self._client.start()
+                    await start()
             except _TROUBLE as exc:
                 raise LogUnavailableError(await _reason(self._kafka, self._client_id, exc)) from None
-            owned.pop_all()
-        return self._client
-
-    async def __aexit__(self, _: object, exc: BaseException | None, __: object) -> None:
-        await self._client.close()
-        if isinstance(exc, (KafkaError, OSError)):
+            yield
+        except (KafkaError, OSError) as exc:
             raise LogUnavailableError(f"the broker refused: {type(exc).__name__}") from None
+        finally:
+            await close()
 
 
 async def until_announcements(kafka: KafkaSettings, topics: Topics, client_id: str) -> None:
@@ -262,6 +284,7 @@ async def until_announcements(kafka: KafkaSettings, topics: Topics, client_id: s
         await wait_for_broker(kafka, client_id)
         try:
             await topics.ensure_announcements()
+            await topics.warn_unless_compacted()
         except LogUnavailableError as exc:
             _log.warning("the announcements topic is awaited: %s", exc, extra={"event": "broker_awaited"})
             await asyncio.sleep(_RETRY_SECONDS)  # the pace of retries
@@ -282,7 +305,7 @@ class KafkaAnnouncements:
                 **_client_config(self._kafka, self._client_id),
                 acks="all",
                 linger_ms=0,
-                max_request_size=_ANNOUNCEMENT_MAX_BYTES + ENVELOPE_ROOM_BYTES,
+                max_request_size=LARGEST_ANNOUNCEMENT_BYTES,
                 metadata_max_age_ms=30_000,
             )
             owned.push_async_callback(self._producer.stop)
@@ -303,6 +326,8 @@ class KafkaAnnouncements:
         try:
             async with asyncio.timeout(_REQUEST_SECONDS):
                 await self._producer.send_and_wait(ANNOUNCEMENTS_TOPIC, value, key.encode(), partition=0)
+        except MessageSizeTooLargeError:
+            raise RecordTooLargeError("the announcement is larger than the log takes") from None
         except _TROUBLE as exc:
             raise LogUnavailableError(f"not announced: {type(exc).__name__}") from None
 

@@ -23,6 +23,11 @@ class Watermark:
             self._next = self._open.popleft() + 1
             self._done.discard(self._next - 1)
 
+    @property
+    def position(self) -> int | None:
+        """The offset up to which all are done; None where none is yet."""
+        return self._next
+
     def to_commit(self) -> int | None:
         """The offset to commit, where it moved since it was last asked for; None where it did not."""
         if self._next == self._committed:

@@ -58,8 +58,9 @@ class RequestPublisher(Protocol):
     def publish(self, place: TopicPartition, call_id: bytes, envelope: bytes, payload: bytes) -> None:
         """Send a record on its way and return at once.
 
-        Raises LogFullError or RecordTooLargeError where it can't be sent; a failure that comes later is told once to
-        the PublishFailed callback. Silence is not a delivery: the answer is the acknowledgement.
+        Raises a LogError where it can't be sent: LogFullError, RecordTooLargeError, or LogUnavailableError where the
+        client knows of no such place; a failure that comes later is told once to the PublishFailed callback. Silence
+        is not a delivery: the answer is the acknowledgement.
         """
         ...
 
@@ -127,6 +128,7 @@ class Failure(IntEnum):
     BAD_RECORD = reply_pb2.FAILURE_REASON_BAD_RECORD
     INTERNAL = reply_pb2.FAILURE_REASON_INTERNAL
     ROUTER_LEFT = reply_pb2.FAILURE_REASON_ROUTER_LEFT
+    GATEWAY_FULL = reply_pb2.FAILURE_REASON_GATEWAY_FULL
 
 
 Outcome = bytes | ModelServerStatus | Failure
@@ -146,6 +148,10 @@ class HubEvents(Protocol):
 
     def attached(self, router: RouterKey) -> None:
         """A router of this gateway's pool attached."""
+        ...
+
+    def left(self, router: RouterKey) -> None:
+        """A router said goodbye: all its answers were acknowledged, and none is to come. `detached` follows at once."""
         ...
 
     def detached(self, router: RouterKey) -> None:
@@ -187,7 +193,12 @@ class Link(Protocol):
 
     @property
     def has_room(self) -> bool:
-        """Whether the answers that the gateway has not acknowledged yet leave room for more."""
+        """Whether the answers that the gateway has not acknowledged yet leave room for more.
+
+        Asked before a call begins, and not reserved: what runs is answered, and what is refused is told, when there is
+        no room too. So what is kept exceeds its bound by at most one answer for each call that runs, and by refusals,
+        which have no body.
+        """
         ...
 
     def send(self, call_id: bytes, attempt: int, outcome: Outcome) -> None:
@@ -231,7 +242,10 @@ class AnnouncementLog(Protocol):
     """The announcements topic."""
 
     async def announce(self, key: str, announcement: Announcement | None) -> None:
-        """Say something, or take it back with None. Returns when the broker has it; raises LogUnavailableError."""
+        """Say something, or take it back with None. Returns when the broker has it.
+
+        Raises LogUnavailableError, or RecordTooLargeError where saying it again is of no use.
+        """
         ...
 
     def read(self) -> AsyncIterator[tuple[str, Announcement | None] | None]:

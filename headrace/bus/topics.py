@@ -14,6 +14,8 @@ ANNOUNCEMENTS_TOPIC = "headrace.announcements"
 MAX_TOPIC_LENGTH = 249
 ENVELOPE_ROOM_BYTES = 1 << 20
 """What a record may hold beside the request: envelope, key, framing. Kafka's limits are raised by this much."""
+LARGEST_ANNOUNCEMENT_BYTES = 2 << 20
+"""A description with a very large model config, and what stands beside it."""
 
 _PLAIN = re.compile(r"[A-Za-z0-9_]+|.", re.DOTALL)
 _ENCODED = re.compile(r"[A-Za-z0-9_]+|--|(?:-[0-9A-F]{2})+")

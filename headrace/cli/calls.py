@@ -22,7 +22,19 @@ Url = Annotated[
 ]
 KeyFile = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="A file that holds the key. [default: the running stack's]", show_default=False),
+    typer.Option(
+        metavar="FILE",
+        help="A file that holds the key. [default: the running stack's, for its own gateways]",
+        show_default=False,
+    ),
+]
+TlsCa = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Certificates (PEM) that may sign the gateway's: the call is encrypted. [default: no TLS]",
+        show_default=False,
+    ),
 ]
 
 
@@ -32,19 +44,25 @@ def register(app: typer.Typer) -> None:
     app.command(name="infer")(_infer)
 
 
-def _models(url: Url = None, key_file: KeyFile = None, state_dir: StateDir = None, as_json: AsJson = False) -> None:
+def _models(
+    url: Url = None,
+    key_file: KeyFile = None,
+    tls_ca: TlsCa = None,
+    state_dir: StateDir = None,
+    as_json: AsJson = False,
+) -> None:
     """Show the models that the gateway knows.
 
     For example:
 
         headrace models
 
-        headrace models --url gateway.example:8001 --key-file ./key --json
+        headrace models --url gateway.example:8001 --key-file ./key --tls-ca ./ca.pem --json
     """
     from headrace.local.client import CallError  # noqa: PLC0415  slow to import
 
     try:
-        with _gateway(url, key_file, state_dir) as gateway:
+        with _gateway(url, key_file, tls_ca, state_dir) as gateway:
             models = gateway.models()
     except CallError as exc:
         fail(str(exc))
@@ -97,6 +115,7 @@ def _infer(
     timeout: Annotated[float, typer.Option(min=0.001, help="The call's deadline, in seconds.")] = 60.0,
     url: Url = None,
     key_file: KeyFile = None,
+    tls_ca: TlsCa = None,
     state_dir: StateDir = None,
     as_json: AsJson = False,
 ) -> None:
@@ -108,14 +127,12 @@ def _infer(
 
         headrace infer text_embedding "water turns the wheel"
 
-        headrace infer simple 5 3
-
         headrace infer simple --input INPUT0=[0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15] --input INPUT1=@ones.npy --json
     """
     from headrace.local.client import CallError, InputError, parse_inputs  # noqa: PLC0415  slow to import
 
     try:
-        with _gateway(url, key_file, state_dir) as gateway:
+        with _gateway(url, key_file, tls_ca, state_dir) as gateway:
             declared, _ = gateway.metadata(model, version)
             given = _positional(model, values or [], declared) + (inputs or [])
             outputs = gateway.infer(model, parse_inputs(given, declared), version=version, seconds=timeout)
@@ -137,19 +154,28 @@ def _positional(model: str, values: list[str], declared: "tuple[TensorShape, ...
     return [f"{tensor.name}={value}" for tensor, value in zip(declared, values, strict=False)]
 
 
-def _gateway(url: str | None, key_file: Path | None, state_dir: Path | None) -> "Gateway":
+def _gateway(url: str | None, key_file: Path | None, tls_ca: Path | None, state_dir: Path | None) -> "Gateway":
     from headrace.local.client import Gateway  # noqa: PLC0415  slow to import
+    from headrace.runtime.tls import check_authority  # noqa: PLC0415  the same
 
     stack = running_stack(state_dir)
-    if url is None and stack is None:
-        fail("no stack runs here: start one with `headrace up`, or name a gateway with --url and --key-file")
-    if key_file is None and stack is not None:
+    if url is None:
+        if stack is None:
+            fail("no stack runs here: start one with `headrace up`, or name a gateway with --url and --key-file")
+        url = stack.endpoints.grpc[0]
+    # It has the admin role, and what answers at another address may be anybody's.
+    if key_file is None and stack is not None and url in stack.endpoints.grpc:
         key_file = Path(stack.key_file)
     try:
         key = key_file.read_text(encoding="utf-8").strip() if key_file else None
     except OSError as exc:
         fail(f"can't read the key file {key_file}: {exc.strerror}", code=USAGE)
-    return Gateway(url or (stack.endpoints.grpc[0] if stack else ""), key)
+    try:
+        if tls_ca is not None:
+            check_authority(tls_ca)
+    except ValueError as exc:
+        fail(str(exc), code=USAGE)
+    return Gateway(url, key, tls_ca=tls_ca)
 
 
 def _plain(values: "Tensor") -> object:

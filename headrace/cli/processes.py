@@ -4,13 +4,11 @@ import json
 import os
 import sys
 from enum import StrEnum
-from importlib import import_module
 from typing import Annotated
 
 import typer
 
 from headrace.cli.common import USAGE, fail
-from headrace.local.plan import MALLOC
 
 
 class Process(StrEnum):
@@ -52,10 +50,12 @@ def _router() -> None:
 
 
 def _become(process: Process) -> None:
-    # In place: signals, exit status and memory are the process's own, and nothing stands in between.
-    os.execve(  # noqa: S606  no shell on purpose
-        sys.executable, [sys.executable, "-m", process.value], {**os.environ, **MALLOC}
-    )
+    from headrace.runtime.lifecycle import NATIVE_ENVIRONMENT  # noqa: PLC0415  slow to import
+
+    # In place: signals, exit status and memory are the process's own, and nothing stands in between. With -P a file
+    # that happens to lie in this folder is never taken for the process.
+    argv = [sys.executable, "-P", "-m", process.value]
+    os.execve(sys.executable, argv, {**NATIVE_ENVIRONMENT, **os.environ})  # noqa: S606  no shell on purpose
 
 
 def _config(
@@ -73,13 +73,13 @@ def _config(
 
         headrace config router --json | jq .router.window
     """
-    from headrace.runtime.settings import ProcessSettings, SettingsError  # noqa: PLC0415  slow to import
+    from gateway.settings import GatewaySettings  # noqa: PLC0415  slow to import
+    from headrace.runtime.settings import ProcessSettings, SettingsError  # noqa: PLC0415
+    from router.settings import RouterSettings  # noqa: PLC0415
 
-    # By name: nothing below the processes may depend on them, and this command only looks.
-    module = import_module(f"{process.value}.settings")
-    kind: type[ProcessSettings] = getattr(module, f"{process.value.capitalize()}Settings")
+    kinds: dict[Process, type[ProcessSettings]] = {Process.GATEWAY: GatewaySettings, Process.ROUTER: RouterSettings}
     try:
-        settings = kind.load().model_dump(mode="json")
+        settings = kinds[process].load().model_dump(mode="json")
     except SettingsError as exc:
         fail(str(exc).replace("\n", "\nheadrace: "), code=USAGE)
     if as_json:

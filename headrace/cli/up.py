@@ -50,7 +50,12 @@ def _up(
         ),
     ] = None,
     broker: Annotated[
-        str, typer.Option(metavar="embedded|HOST:PORT", help="`embedded` starts Apache Kafka here.")
+        str,
+        typer.Option(
+            metavar="embedded|HOST:PORT",
+            help="`embedded` starts Apache Kafka here. Stacks on one broker share the pool `default`, and with it each "
+            "model's partitions; HEADRACE_POOL__NAME in the environment gives this one a pool of its own.",
+        ),
     ] = EMBEDDED,
     state_dir: StateDir = None,
     as_json: Annotated[

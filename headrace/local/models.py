@@ -33,6 +33,16 @@ def materialise(source: Path, target: Path) -> None:
     """
     source = source.absolute()
     models = _models(source)
+    try:
+        _replace(source, models, target)
+    except OSError as error:
+        place = error.filename2 or error.filename
+        raise ModelRepositoryError(
+            f"can't put the models of {source} together in {target.parent}: {error.strerror} ({place})"
+        ) from error
+
+
+def _replace(source: Path, models: list[Path], target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
         fresh = Path(scratch) / "repository"

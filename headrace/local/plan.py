@@ -1,6 +1,8 @@
 """Which processes make a stack, on which ports, and with which settings: decided before anything is started."""
 
+import hashlib
 import os
+import socket
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,12 +14,12 @@ from headrace.local.probe import Probe, reachable_host
 from headrace.local.program import Program
 from headrace.local.state import Endpoints
 from headrace.local.supervisor import Component
+from headrace.runtime.lifecycle import NATIVE_ENVIRONMENT
 
 LOOPBACK = "127.0.0.1"
 GATEWAY_RANK, ROUTER_RANK, TRITON_RANK, BROKER_RANK = range(4)
 GRACE_SECONDS = 10
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "4294967296", "GRPC_VERBOSITY": "NONE"}
-"""For gateway and router: without it glibc maps and unmaps every large message, twice the CPU at 4 MiB."""
+REPLY_SECRET = "HEADRACE_REPLY_TRUST__SECRET_FILE"  # noqa: S105  a setting's name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +35,8 @@ class GatewaySpec:
     """One gateway's ports."""
 
     name: str
+    id: str
+    """Its name on the log."""
     grpc_port: int
     admin_port: int
     reply_port: int
@@ -53,6 +57,8 @@ class RouterSpec:
     """One router: its port, and the Triton that it serves."""
 
     name: str
+    id: str
+    """Its name on the log."""
     admin_port: int
     triton: str
 
@@ -107,14 +113,17 @@ def make_plan(options: UpOptions) -> Plan:
     try:
         tritons = () if options.triton else tuple(_triton(index, private) for index in range(options.replicas))
         attached = options.triton or tuple(join_address(LOOPBACK, triton.grpc_port) for triton in tritons)
-        broker = None
+        broker, apart = None, _apart(options.state_dir)
         if options.broker == EMBEDDED:
+            apart = ""
             broker = BrokerSpec(port=private.take(), controller_port=private.take())
         return Plan(
             host=options.host,
-            gateways=tuple(_gateway(index, options, public, private) for index in range(options.gateways)),
+            gateways=tuple(_gateway(index, options, apart, public, private) for index in range(options.gateways)),
             routers=tuple(
-                RouterSpec(name=f"router-{index}", admin_port=private.take(), triton=triton)
+                RouterSpec(
+                    name=f"router-{index}", id=f"router-{index}{apart}", admin_port=private.take(), triton=triton
+                )
                 for index, triton in enumerate(attached)
             ),
             tritons=tritons,
@@ -123,6 +132,12 @@ def make_plan(options: UpOptions) -> Plan:
         )
     except PortsError as exc:
         raise UsageError(str(exc)) from None
+
+
+def _apart(state_dir: Path) -> str:
+    """What tells this stack's ids from those of any other on the same broker, today and after the next start."""
+    whose = f"{socket.gethostname()}\n{state_dir.resolve()}"
+    return f"-{hashlib.sha256(whose.encode()).hexdigest()[:10]}"
 
 
 def _require_free(host: str, port: int, option: str) -> None:
@@ -141,10 +156,11 @@ def _triton(index: int, ports: FreePorts) -> TritonSpec:
     return TritonSpec(name=f"triton-{index}", grpc_port=ports.take(), http_port=ports.take(), metrics_port=ports.take())
 
 
-def _gateway(index: int, options: UpOptions, public: FreePorts, private: FreePorts) -> GatewaySpec:
+def _gateway(index: int, options: UpOptions, apart: str, public: FreePorts, private: FreePorts) -> GatewaySpec:
     first = index == 0
     return GatewaySpec(
         name=f"gateway-{index}",
+        id=f"gateway-{index}{apart}",
         grpc_port=options.grpc_port if first else public.take(),
         admin_port=options.admin_port if first else public.take(),
         reply_port=private.take(),
@@ -154,7 +170,6 @@ def _gateway(index: int, options: UpOptions, public: FreePorts, private: FreePor
 def gateway_component(plan: Plan, spec: GatewaySpec, secrets: Secrets, *, cwd: Path) -> Component:
     """A gateway as a child process."""
     settings = {
-        "GATEWAY__ID": spec.name,
         "GATEWAY__GRPC__HOST": plan.host,
         "GATEWAY__GRPC__PORT": str(spec.grpc_port),
         "GATEWAY__ADMIN__HOST": plan.host,
@@ -165,6 +180,8 @@ def gateway_component(plan: Plan, spec: GatewaySpec, secrets: Secrets, *, cwd: P
     }
     # Nothing balances load in front of a laptop's gateway: no time needs to pass for it to look elsewhere.
     tunable = {"GATEWAY__DRAIN__NOTICE_SECONDS": "0", "GATEWAY__DRAIN__GRACE_SECONDS": str(GRACE_SECONDS)}
+    # A name of the user's own can be that of one process only.
+    (tunable if len(plan.gateways) == 1 else settings)["GATEWAY__ID"] = spec.id
     program = _process("gateway", spec.name, settings | _shared(plan, secrets), tunable, cwd)
     health = Probe(kind="http", host=reachable_host(plan.host), port=spec.admin_port, path="/readyz")
     return Component(
@@ -179,12 +196,12 @@ def gateway_component(plan: Plan, spec: GatewaySpec, secrets: Secrets, *, cwd: P
 def router_component(plan: Plan, spec: RouterSpec, secrets: Secrets, *, cwd: Path) -> Component:
     """A router as a child process."""
     settings = {
-        "ROUTER__ID": spec.name,
         "ROUTER__ADMIN__HOST": LOOPBACK,
         "ROUTER__ADMIN__PORT": str(spec.admin_port),
         "ROUTER__TRITON__ADDRESS": spec.triton,
     }
     tunable = {"ROUTER__DRAIN_GRACE_SECONDS": str(GRACE_SECONDS)}
+    (tunable if len(plan.routers) == 1 else settings)["ROUTER__ID"] = spec.id
     program = _process("router", spec.name, settings | _shared(plan, secrets), tunable, cwd)
     health = Probe(kind="http", host=LOOPBACK, port=spec.admin_port, path="/readyz")
     return Component(
@@ -211,7 +228,8 @@ def broker_component(spec: BrokerSpec, make_program: Callable[[], Program]) -> C
 def _shared(plan: Plan, secrets: Secrets) -> dict[str, str]:
     return {
         "KAFKA__BOOTSTRAP_SERVERS": plan.kafka,
-        "REPLY_TRUST__SECRET_FILE": str(secrets.reply_secret_file),
+        # Stacks that are to serve one pool together need one secret.
+        "REPLY_TRUST__SECRET_FILE": os.environ.get(REPLY_SECRET, str(secrets.reply_secret_file)),
     }
 
 
@@ -221,4 +239,6 @@ def _process(module: str, name: str, ours: Mapping[str, str], tunable: Mapping[s
     env = {f"HEADRACE_{setting}": value for setting, value in ours.items()}
     # What the user's environment says about these wins; the rest would break the stack.
     env |= {f"HEADRACE_{s}": value for s, value in tunable.items() if f"HEADRACE_{s}" not in chosen}
-    return Program(name=name, argv=(sys.executable, "-m", module), env=env | MALLOC, cwd=cwd)
+    env |= {variable: value for variable, value in NATIVE_ENVIRONMENT.items() if variable not in os.environ}
+    # With -P a file in the state folder, which may be any folder of the user's, is never taken for the process.
+    return Program(name=name, argv=(sys.executable, "-P", "-m", module), env=env, cwd=cwd)

@@ -34,7 +34,7 @@ async def _listens(host: str, port: int) -> bool:
     try:
         async with asyncio.timeout(ANSWER_SECONDS):
             _, writer = await asyncio.open_connection(host, port)
-    except (OSError, TimeoutError):
+    except (OSError, TimeoutError, UnicodeError):  # the last: what can't be a host's name
         return False
     writer.close()
     return True

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import sys
 import time
@@ -14,7 +15,7 @@ from typing import Any, Protocol
 
 from headrace.local import broker as kafka
 from headrace.local import guard, plan, state, triton
-from headrace.local.jars import fetch_jars, missing_jars
+from headrace.local.jars import JarsError, fetch_jars, missing_jars
 from headrace.local.java import NoJavaError, find_java
 from headrace.local.models import ModelRepositoryError, bundled, materialise
 from headrace.local.options import UpOptions, UsageError, join_address, parse_address
@@ -35,6 +36,7 @@ from headrace.local.supervisor import (
 STILL_SECONDS = 30.0
 """How often it is said what a start still waits for."""
 ROUTED_SECONDS = 15.0
+FETCH_STOP_SECONDS = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +90,7 @@ class _Stack:
         self._state_dir = state_dir
         self._tell = tell
         self._began = began
+        self._mark = f"{state_dir}#{os.getpid()}.{time.time_ns()}"
         self._models = state_dir / "models"
         self._own_models = (
             options.model_repository is None
@@ -115,10 +118,9 @@ class _Stack:
         with self._signals(stop, hurry):
             async with AsyncExitStack() as owned:
                 owned.callback(state.forget, self._state_dir)
-                mark = f"{self._state_dir}#{os.getpid()}.{time.time_ns()}"
-                await owned.enter_async_context(_guarded(mark))
+                await owned.enter_async_context(_guarded(self._mark))
                 supervisor = await owned.enter_async_context(
-                    Supervisor(logs=self._state_dir / "logs", mark=mark, tell=self._changed, hurry=hurry)
+                    Supervisor(logs=self._state_dir / "logs", mark=self._mark, tell=self._changed, hurry=hurry)
                 )
                 await _first(stop.wait(), supervisor.failed(), self._bring_up(supervisor))
 
@@ -197,31 +199,42 @@ class _Stack:
         def make_program() -> Program:
             with _named("broker"):
                 install = kafka.BrokerInstall(java=find_java(), jars=fetch_jars(cache_dir()))
-                kafka.prepare_storage(install, home, port=spec.port, controller_port=spec.controller_port, sasl=None)
+                kafka.prepare_storage(
+                    install,
+                    home,
+                    port=spec.port,
+                    controller_port=spec.controller_port,
+                    sasl=None,
+                    env={guard.MARK_VARIABLE: self._mark},
+                )
                 return kafka.program(install, home)
 
         self._start(supervisor, plan.broker_component(spec, make_program), vars(spec))
 
     async def _fetch_jars(self) -> None:
         process = await asyncio.create_subprocess_exec(
-            *leashed((sys.executable, "-m", "headrace.local.jars", str(cache_dir()))),
+            *leashed((sys.executable, "-P", "-m", "headrace.local.jars", str(cache_dir()))),
+            env={**os.environ, guard.MARK_VARIABLE: self._mark},
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
             start_new_session=True,
         )
-        assert process.stdout is not None and process.stderr is not None  # noqa: S101, PT018  both are pipes
+        assert process.stdout is not None  # noqa: S101  it is a pipe
+        words = ""
         try:
             async for line in process.stdout:
-                done, total = line.split()
-                self._tell.fetching(int(done), int(total))
-            words = (await process.stderr.read()).decode(errors="replace").strip()
+                text = line.decode(errors="replace").strip()
+                # Libraries may print what they like in between; its last line is what ended it.
+                if progress := re.fullmatch(r"(\d+) (\d+)", text):
+                    self._tell.fetching(int(progress[1]), int(progress[2]))
+                else:
+                    words = text or words
             if await process.wait() != 0:
                 raise ComponentFailedError(f"the broker can't be installed: {words}")
         finally:
             if process.returncode is None:
-                process.kill()
-                await process.wait()
+                await _ended(process)
 
     def _triton_program(self, spec: plan.TritonSpec) -> Callable[[], Program]:
         def make_program() -> Program:
@@ -256,7 +269,8 @@ class _Stack:
         while True:
             await asyncio.sleep(STILL_SECONDS)
             missing = [s.name for s in supervisor.standings if s.state is not State.READY]
-            self._tell.note(f"not ready yet: {', '.join(missing)}; their logs are in {self._state_dir / 'logs'}")
+            text = ", ".join(missing) or "a live router for every model"
+            self._tell.note(f"not ready yet: {text}; the logs are in {self._state_dir / 'logs'}")
 
     def _changed(self, standing: Standing) -> None:
         record = self._records[standing.name]
@@ -268,10 +282,7 @@ class _Stack:
             pid=standing.pid,
             restarts=standing.restarts,
         )
-        try:
-            self._describe()
-        except OSError as exc:
-            self._tell.note(f"can't write to {self._state_dir}: {exc.strerror}")
+        self._describe()
         self._tell.change(standing)
 
     def _describe(self) -> state.Description:
@@ -284,7 +295,10 @@ class _Stack:
             endpoints=self._plan.endpoints,
             components=list(self._records.values()),
         )
-        state.describe(self._state_dir, description)
+        try:
+            state.describe(self._state_dir, description)
+        except OSError as exc:
+            self._tell.note(f"can't write to {self._state_dir}: {exc.strerror}")
         return description
 
 
@@ -292,7 +306,7 @@ class _Stack:
 def _named(name: str) -> Iterator[None]:
     try:
         yield
-    except (NoJavaError, kafka.BrokerError, triton.TritonUnavailableError) as exc:
+    except (NoJavaError, JarsError, kafka.BrokerError, triton.TritonUnavailableError) as exc:
         raise NotStartableError(f"{name}: {exc}") from None
 
 
@@ -314,6 +328,17 @@ async def _guarded(mark: str) -> AsyncIterator[None]:
     finally:
         process.stdin.close()
         await process.wait()
+
+
+async def _ended(process: asyncio.subprocess.Process) -> None:
+    """End a child of our own, with a moment to clear up; what it still says is passed over."""
+    process.terminate()
+    try:
+        async with asyncio.timeout(FETCH_STOP_SECONDS):
+            await process.communicate()
+    except TimeoutError:
+        process.kill()
+        await process.communicate()
 
 
 async def _first(*awaitables: Coroutine[Any, Any, Any]) -> None:

@@ -72,7 +72,11 @@ class Description:
 
 @contextmanager
 def locked(state_dir: Path) -> Iterator[None]:
-    """Make the folder, private to its owner, and hold it for this process alone. Raises StateError."""
+    """Hold the folder for this process alone. Raises StateError.
+
+    It is made, private to its owner, where it is missing. One that is there may be any folder of the user's and keeps
+    its mode: only the secrets and the broker's data in it are private then.
+    """
     try:
         state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         lock = (state_dir / "lock").open("a+", encoding="ascii")

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import sys
 import time
@@ -17,7 +18,7 @@ from headrace.local.guard import MARK_VARIABLE
 from headrace.local.program import Program
 
 LOG_BYTES = 16 << 20
-"""A log that is larger when its component starts is put aside first; one older log is kept."""
+"""A log that is larger is put aside; one older log is kept."""
 LAST_WORDS_LINES = 12
 USAGE_EXIT = 2
 NOT_STARTED_EXIT = 127
@@ -122,6 +123,7 @@ class Supervisor:
         tell: Callable[[Standing], None],
         pace: Pace | None = None,
         hurry: asyncio.Event | None = None,
+        log_bytes: int = LOG_BYTES,
     ) -> None:
         """`hurry`, once set, turns every wait of a stop into SIGKILL."""
         self._logs = logs
@@ -129,6 +131,7 @@ class Supervisor:
         self._tell = tell
         self._pace = pace or Pace()
         self._hurry = hurry or asyncio.Event()
+        self._log_bytes = log_bytes
         self._children: dict[str, _Child] = {}
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._changed = asyncio.Condition()
@@ -171,11 +174,20 @@ class Supervisor:
     async def _keep_or_fail(self, child: _Child) -> None:
         try:
             await self._keep(child)
-        except (ComponentFailedError, NotStartableError, OSError) as exc:
+        except ComponentFailedError as exc:
+            await self._give_up(child, str(exc), exc)
+        except (NotStartableError, OSError) as exc:
             failure = ComponentFailedError(f"{child.component.name} can't be started: {exc}")
-            await self._set(child, State.FAILED, pid=None, detail=str(exc))
-            if not self._failure.done():
-                self._failure.set_exception(exc if isinstance(exc, ComponentFailedError) else failure)
+            await self._give_up(child, str(exc), failure)
+        except Exception as exc:  # noqa: BLE001  the task's boundary: what nobody keeps would be waited for for ever
+            text = f"{type(exc).__name__}: {' '.join(str(exc).split())}"
+            failure = ComponentFailedError(f"{child.component.name} can't be kept running: {text}")
+            await self._give_up(child, text, failure)
+
+    async def _give_up(self, child: _Child, detail: str, failure: ComponentFailedError) -> None:
+        if not self._failure.done():
+            self._failure.set_exception(failure)
+        await self._set(child, State.FAILED, pid=None, detail=detail)
 
     async def _keep(self, child: _Child) -> None:
         deaths = 0
@@ -204,10 +216,13 @@ class Supervisor:
         process = child.process = await self._spawn(child, program)
         await self._set(child, State.STARTING, pid=process.pid)
         watch = asyncio.create_task(self._watch(child, process.pid), name=f"watch {child.component.name}")
+        end = asyncio.create_task(process.wait(), name=f"wait for {child.component.name}")
         try:
-            code = await process.wait()
+            await asyncio.wait({watch, end}, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            await _cancelled(end)
             await _cancelled(watch)
+        code = end.result()
         # What it started must not hold its ports or its memory when it comes back.
         _kill_group(process)
         child.process = None
@@ -215,8 +230,8 @@ class Supervisor:
 
     async def _spawn(self, child: _Child, program: Program) -> asyncio.subprocess.Process:
         log = self._log(child.component.name)
-        if log.exists() and log.stat().st_size > LOG_BYTES:
-            log.replace(log.with_suffix(".log.1"))
+        if log.exists() and log.stat().st_size > self._log_bytes:
+            log.replace(_older(log))
         with log.open("ab") as out:
             child.log_offset = out.tell()
             return await asyncio.create_subprocess_exec(
@@ -244,8 +259,17 @@ class Supervisor:
                 failures += 1
                 if child.standing.state is State.READY and failures >= pace.failed_polls_to_unready:
                     await self._set(child, State.UNREADY, pid=pid)
+            await self._bound_log(child)
             ready = child.standing.state is State.READY
             await asyncio.sleep(pace.ready_poll_seconds if ready else pace.starting_poll_seconds)
+
+    async def _bound_log(self, child: _Child) -> None:
+        log = self._log(child.component.name)
+        # A log that nobody can put aside is no reason to stop what writes it.
+        with contextlib.suppress(OSError):
+            if log.stat().st_size > self._log_bytes:
+                await asyncio.to_thread(_put_aside, log)
+                child.log_offset = 0
 
     async def _set(
         self, child: _Child, state: State, *, pid: int | None, detail: str = "", seconds: float | None = None
@@ -294,9 +318,22 @@ class Supervisor:
 
 
 def leashed(argv: tuple[str, ...]) -> tuple[str, ...]:
-    """A command that runs `argv` and dies with this process; must be started from the main thread."""
+    """A command that runs `argv` and dies with this process; to be started from a thread that outlives it."""
     leash = Path(__file__).with_name("leash.py")
     return (sys.executable, "-I", "-S", str(leash), str(os.getpid()), *argv)
+
+
+def _older(log: Path) -> Path:
+    return log.with_suffix(".log.1")
+
+
+def _put_aside(log: Path) -> None:
+    """As a copy: the process goes on writing into the same file, at its end. Lines of this very moment may be lost."""
+    try:
+        shutil.copyfile(log, _older(log))
+    finally:
+        # Also on a full disk: what comes is worth more than what was.
+        os.truncate(log, 0)
 
 
 def _kill_group(process: asyncio.subprocess.Process | None) -> None:
@@ -319,7 +356,7 @@ def _said(words: list[str]) -> str:
     return f": {'; '.join(words)}" if words else ""
 
 
-async def _cancelled(task: asyncio.Task[None]) -> None:
+async def _cancelled(task: asyncio.Task[Any]) -> None:
     """Cancel a task and wait for its end; raises what it raised. Our own cancellation passes through."""
     task.cancel()
     await asyncio.wait([task])

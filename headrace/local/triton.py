@@ -12,6 +12,7 @@ import platform
 import sys
 import sysconfig
 import tempfile
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -29,6 +30,23 @@ ELSEWHERE = "or attach a Triton that runs elsewhere with --triton HOST:PORT"
 
 class TritonUnavailableError(Exception):
     """A Triton can't be started on this machine; the text says what to do."""
+
+
+def examine() -> Iterator[tuple[str, str | TritonUnavailableError]]:
+    """All that `program` wants of this machine, by name: what there is, or why it does not serve."""
+    looks: dict[str, Callable[[], object]] = {
+        "system": _system,
+        "python": _interpreter,
+        "python3": _python3,
+        "libpython": lambda: ", ".join(map(str, _python_library_folder())) or "where the system finds it",
+        "numpy": _numpy,
+        CARRIER: _wheel,
+    }
+    for subject, look in looks.items():
+        try:
+            yield subject, str(look())
+        except TritonUnavailableError as exc:
+            yield subject, exc
 
 
 def program(
@@ -53,8 +71,9 @@ def program(
     Raises:
         TritonUnavailableError: this platform or Python can't run it, or the wheel is missing.
     """
-    _check_platform()
-    _check_numpy()
+    for _, found in examine():
+        if isinstance(found, TritonUnavailableError):
+            raise found
     wheel = _wheel()
     server = wheel / "pytriton" / "tritonserver"
     libraries = [wheel / "nvidia_pytriton.libs", *_python_library_folder()]
@@ -94,25 +113,35 @@ def program(
     )
 
 
-def _check_platform() -> None:
+def _system() -> str:
     if (sys.platform, platform.machine()) != ("linux", "x86_64"):
         raise TritonUnavailableError(
             f"the local Triton runs on Linux x86_64, and this is {platform.system()} {platform.machine()}; "
             f"run `headrace up` in a Linux x86_64 container, {ELSEWHERE}"
         )
+    return f"{platform.system()} {platform.machine()}"
+
+
+def _interpreter() -> str:
     if sys.version_info[:2] not in PYTHONS or sys.implementation.name != "cpython":
         raise TritonUnavailableError(
             f"the local Triton runs with CPython 3.11 or 3.12, and this is {platform.python_implementation()} "
             f"{platform.python_version()}; make the environment with one of them, {ELSEWHERE}"
         )
-    if not (Path(sys.executable).parent / "python3").exists():
+    return platform.python_version()
+
+
+def _python3() -> Path:
+    python3 = Path(sys.executable).parent / "python3"
+    if not python3.exists():
         raise TritonUnavailableError(
             f"there is no python3 beside {sys.executable}, which the local Triton needs; "
             f"run headrace from a virtual environment, {ELSEWHERE}"
         )
+    return python3
 
 
-def _check_numpy() -> None:
+def _numpy() -> str:
     """The wheel's Python backend reads arrays as numpy 1 lays them out; with numpy 2 it garbles tensors silently."""
     try:
         version = metadata.version("numpy")
@@ -123,6 +152,7 @@ def _check_numpy() -> None:
             f"the local Triton works with numpy 1 only, and {f'numpy {version}' if version else 'none'} is installed; "
             f"run `pip install 'numpy<2'` in this environment, {ELSEWHERE}"
         )
+    return version
 
 
 def _wheel() -> Path:
@@ -180,7 +210,7 @@ def _regions_prefix(state_dir: Path, name: str) -> str:
 
 
 def _python() -> str:
-    return f"{sys.version_info.major}.{sys.version_info.minor}"
+    return ".".join(map(str, sys.version_info[:2]))
 
 
 def _before(inherited: str | None, folders: list[Path]) -> str:

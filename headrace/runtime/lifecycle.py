@@ -26,7 +26,7 @@ T = TypeVar("T")
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 
-_MALLOC_ENVIRONMENT = {
+NATIVE_ENVIRONMENT = {
     # Large messages come and go with every call. By default each one is its own mapping, and its pages are given back
     # and zeroed again: nearly half of the CPU of a 4 MiB call.
     "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
@@ -34,6 +34,7 @@ _MALLOC_ENVIRONMENT = {
     # gRPC's core writes lines of its own beside our log; what matters of them reaches us as errors.
     "GRPC_VERBOSITY": "NONE",
 }
+"""What malloc and gRPC's core should find in a process's environment; what is set there already wins."""
 _GC_THRESHOLDS = (10_000, 20, 50)
 _REEXECUTED = "headrace-malloc"  # an interpreter option: a wrapper may drop variables, and we would loop
 
@@ -71,10 +72,10 @@ def with_malloc_environment() -> None:
 
     malloc reads them before Python runs, so setting them in place has no effect. Call it before anything is opened.
     """
-    if sys.platform != "linux" or _REEXECUTED in sys._xoptions or _MALLOC_ENVIRONMENT.keys() <= os.environ.keys():  # noqa: SLF001  the documented way to read -X
+    if sys.platform != "linux" or _REEXECUTED in sys._xoptions or NATIVE_ENVIRONMENT.keys() <= os.environ.keys():  # noqa: SLF001  the documented way to read -X
         return
     arguments = [sys.executable, "-X", _REEXECUTED, *sys.orig_argv[1:]]
-    os.execve(sys.executable, arguments, {**_MALLOC_ENVIRONMENT, **os.environ})  # noqa: S606  no shell is wanted
+    os.execve(sys.executable, arguments, {**NATIVE_ENVIRONMENT, **os.environ})  # noqa: S606  no shell is wanted
 
 
 async def serve_until(stop: asyncio.Event, *failures: Awaitable[object]) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import grpc
@@ -77,6 +78,8 @@ def client(address: str, metadata: Metadata = THE_KEY) -> Iterator[Client]:
 
 MODELS = ["echo", "failing", "file_type", "recording", "simple", "slow", "text_embedding", "voice_activity"]
 """The bundled models and those of the tests."""
+FEW_MODELS = ["echo", "recording", "simple", "slow"]
+"""Those that tests of the whole system call, whatever the model."""
 
 
 def until_callable(stack: Stack, models: Sequence[str] = ("simple",), *, seconds: float = 30.0) -> None:
@@ -120,6 +123,14 @@ def slow(milliseconds: int, **fields: Any) -> Message:
     return request
 
 
+def held(release: Path, **fields: Any) -> Message:
+    """A request to `slow` that runs until the file is there."""
+    request = slow(60_000, **fields)
+    request.inputs.add(name="RELEASE", datatype="BYTES", shape=[1])
+    request.raw_input_contents.append(_bytes_element(bytes(release)))
+    return request
+
+
 def echo(content: bytes, **fields: Any) -> Message:
     """A request to `echo` with one BYTES element."""
     return _bytes_request("echo", "INPUT1", content, **fields)
@@ -133,8 +144,12 @@ def recording(content: bytes, **fields: Any) -> Message:
 def _bytes_request(model: str, tensor: str, content: bytes, **fields: Any) -> Message:
     request = oip.ModelInferRequest(model_name=model, **fields)
     request.inputs.add(name=tensor, datatype="BYTES", shape=[1])
-    request.raw_input_contents.append(len(content).to_bytes(4, "little") + content)
+    request.raw_input_contents.append(_bytes_element(content))
     return request
+
+
+def _bytes_element(content: bytes) -> bytes:
+    return len(content).to_bytes(4, "little") + content
 
 
 # What is refused.

@@ -6,7 +6,7 @@ import grpc
 import pytest
 from tritonclient.grpc import service_pb2 as oip
 
-from tests.acceptance.calls import Client, ended, recording, refused
+from tests.acceptance.calls import Client, Message, ended, recording, refused
 
 MODEL = "recording"
 
@@ -70,3 +70,38 @@ def test_a_model_that_is_not_there_can_not_be_loaded(gateway: Client, triton: Cl
 def test_log_and_trace_settings_are_triton_s(gateway: Client, triton: Client) -> None:
     for method, request in (("LogSettings", oip.LogSettingsRequest()), ("TraceSetting", oip.TraceSettingRequest())):
         assert gateway.ask(method, request) == triton.ask(method, request)
+
+
+def log_format(value: str) -> Message:
+    request = oip.LogSettingsRequest()
+    request.settings["log_format"].string_param = value
+    return request
+
+
+def trace_rate(*values: str) -> Message:
+    request = oip.TraceSettingRequest()
+    request.settings["trace_rate"].value.extend(values)  # without one it is Triton's own again
+    return request
+
+
+@pytest.mark.parametrize(
+    ("method", "change", "back", "told"),
+    [
+        ("LogSettings", log_format("ISO8601"), log_format("default"), '"ISO8601"'),
+        ("TraceSetting", trace_rate("17"), trace_rate(), '"17"'),
+    ],
+    ids=["log", "trace"],
+)
+def test_a_setting_is_set_in_triton(  # noqa: PLR0917  parametrised
+    gateway: Client, triton: Client, method: str, change: Message, back: Message, told: str
+) -> None:
+    look = type(change)()
+    before = triton.ask(method, look)
+    try:
+        answer = gateway.ask(method, change)
+
+        assert told in str(answer)
+        assert triton.ask(method, look) == answer != before
+    finally:
+        gateway.ask(method, back)
+    assert triton.ask(method, look) == before

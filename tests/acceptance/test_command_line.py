@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from headrace.local.state import start_time
-from tests.acceptance.calls import MODELS, client, slow, until_callable
+from tests.acceptance.calls import MODELS, client, held, slow, until_callable
 from tests.acceptance.eventually import eventually
 from tests.acceptance.metrics import metric
 from tests.acceptance.stack import Stack, headrace, started_stack
@@ -98,19 +98,22 @@ def test_where_no_stack_runs_it_is_said(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(120)
 @pytest.mark.usefixtures("_parts")
-def test_a_stack_that_is_stopped_answers_what_runs_and_leaves_no_process(repository: Path, tmp_path: Path) -> None:
-    with started_stack(tmp_path, "--model-repository", str(repository)) as own, client(own.grpc) as gateway:
+def test_a_stack_that_is_stopped_answers_what_runs_and_leaves_no_process(few_models: Path, tmp_path: Path) -> None:
+    with started_stack(tmp_path, "--model-repository", str(few_models)) as own, client(own.grpc) as gateway:
         until_callable(own, ["slow"])
         pids = {**own.ready["pids"], "up": own.ready["pid"]}
         started = {pid: start_time(pid) for pid in pids.values()}
         assert all(started.values())
-        held = [gateway.begin(slow(300)) for _ in range(4)]
+        release = tmp_path / "release"
+        calls = [gateway.begin(held(release)) for _ in range(4)]
         admin = own.ready["admin"][0]
         eventually(lambda: metric(admin, "headrace_gateway_calls_waiting") == 4, seconds=SECONDS, what="they wait")
 
         own.process.send_signal(signal.SIGINT)
+        eventually(lambda: "leaving" in own.log("gateway-0"), seconds=SECONDS, what="the gateway leaves")
+        release.touch()
 
-        assert all(call.result().raw_output_contents for call in held)
+        assert all(call.result().raw_output_contents for call in calls)
         assert own.stop() == 0
         assert not [name for name, pid in pids.items() if start_time(pid) == started[pid]]
         with pytest.raises(grpc.RpcError):

@@ -1,5 +1,7 @@
-"""The examples that the README shows, run as they stand."""
+"""The examples that the README shows, and the calls that `headrace up` prints, run as they stand."""
 
+import base64
+import json
 import shutil
 import subprocess
 import sys
@@ -7,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from headrace.local.examples import examples
 from tests.acceptance.stack import KEY, Stack
 from tests.parts import missing
 
@@ -43,12 +46,37 @@ def test_an_example_with_a_wrong_key_says_the_reason(stack: Stack) -> None:
     assert "Traceback" not in told.stderr
 
 
-def test_the_grpcurl_example_needs_no_proto_file(stack: Stack) -> None:
+@pytest.fixture
+def _grpcurl() -> None:
     if shutil.which("grpcurl") is None:
         missing("grpcurl", "go install github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.3")
 
+
+@pytest.mark.usefixtures("_grpcurl")
+def test_the_grpcurl_example_needs_no_proto_file(stack: Stack) -> None:
     told = run(stack, "grpcurl.sh")
 
     assert told.returncode == 0, told.stderr
     assert '"SERVING"' in told.stdout
     assert '"EMBEDDING"' in told.stdout
+
+
+def pasted(stack: Stack, title: str, tmp_path: Path) -> str:
+    """What a printed call answers in a shell of its own, in a folder that is not the checkout's."""
+    (command,) = (each.command for each in examples(stack.grpc, KEY) if each.title.startswith(title))
+    shell = ["/bin/sh", "-c", command]
+    told = subprocess.run(shell, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert told.returncode == 0, told.stderr
+    return told.stdout
+
+
+def test_the_printed_python_call_answers(stack: Stack, tmp_path: Path) -> None:
+    assert pasted(stack, "Python", tmp_path).split() == ["[[", *map(str, range(1, 16)), "16]]"]
+
+
+@pytest.mark.usefixtures("_grpcurl")
+def test_the_printed_grpcurl_call_answers(stack: Stack, tmp_path: Path) -> None:
+    answer = json.loads(pasted(stack, "grpcurl", tmp_path))
+
+    assert [output["name"] for output in answer["outputs"]] == ["EMBEDDING"]
+    assert len(base64.b64decode(answer["raw_output_contents"][0])) == 256 * 4

@@ -11,7 +11,7 @@ import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
 from tritonclient.utils import InferenceServerException
 
-from tests.acceptance.calls import Client, simple, slow, sums
+from tests.acceptance.calls import Client, held, simple, sums
 from tests.acceptance.stack import KEY, Stack
 
 HEADERS = {"authorization": f"Bearer {KEY}"}
@@ -160,12 +160,14 @@ def test_an_answer_has_the_bytes_that_triton_gives(gateway: Client, triton: Clie
     assert gateway.send("ModelInfer", request) == triton.send("ModelInfer", request)
 
 
-def test_a_slow_model_does_not_hold_up_the_others(gateway: Client) -> None:
+def test_a_slow_model_does_not_hold_up_the_others(gateway: Client, tmp_path: Path) -> None:
     """With the window of `slow` full and more of its calls in the queue, another model answers as ever."""
-    held = [gateway.begin(slow(500)) for _ in range(6)]
+    release = tmp_path / "release"
+    calls = [gateway.begin(held(release)) for _ in range(6)]
 
     quick = [gateway.infer(simple(value=value), seconds=2) for value in range(20)]
 
     assert [sums(answer)[0] for answer in quick] == list(range(20))
-    assert not held[-1].done()
-    assert all(call.result() for call in held)
+    assert not any(call.done() for call in calls)
+    release.touch()
+    assert all(call.result() for call in calls)

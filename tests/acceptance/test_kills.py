@@ -1,5 +1,6 @@
 """`kill -9` of any part while the stack runs: calls in flight end at once with a reason, and the stack heals."""
 
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tritonclient.grpc import service_pb2 as oip
 
-from tests.acceptance.calls import MODELS, Client, client, ended, simple, slow, sums, until_callable, with_key
+from tests.acceptance.calls import FEW_MODELS, Client, client, ended, held, simple, slow, sums, until_callable, with_key
 from tests.acceptance.eventually import eventually
 from tests.acceptance.metrics import metric
 from tests.acceptance.stack import HEAL_SECONDS, Stack, started_stack
@@ -19,15 +20,17 @@ pytestmark = pytest.mark.timeout(180)
 
 AT_ONCE_SECONDS = 2.5  # less than the silence after which a router is taken for dead in any case
 """Far less than the deadline of the calls, and enough for a busy machine."""
+SILENT_SECONDS = 15.0
+"""Enough for silence to be taken for death."""
 CALL_SECONDS = 60.0
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 @pytest.fixture(scope="module")
-def battered(_parts: None, repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def battered(_parts: None, few_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A stack of its own for the tests that kill: each leaves it healed."""
-    with started_stack(tmp_path_factory.mktemp("battered"), "--model-repository", str(repository)) as running:
-        until_callable(running, MODELS)
+    with started_stack(tmp_path_factory.mktemp("battered"), "--model-repository", str(few_models)) as running:
+        until_callable(running, FEW_MODELS)
         yield running
 
 
@@ -45,8 +48,8 @@ def running(stack: Stack, gateway: Client) -> "grpc.Future[Any]":
     return call
 
 
-def ended_at_once(call: "grpc.Future[Any]", reason: str) -> None:
-    error = call.exception(timeout=AT_ONCE_SECONDS)
+def ended_at_once(call: "grpc.Future[Any]", reason: str, seconds: float = AT_ONCE_SECONDS) -> None:
+    error = call.exception(timeout=seconds)
     assert isinstance(error, grpc.RpcError)
     how = ended(error)
     assert (how.code, how.reason) == (grpc.StatusCode.UNAVAILABLE, reason), how
@@ -89,6 +92,21 @@ def test_the_router_is_killed(battered: Stack, gateway: Client) -> None:
     answers_again(gateway)
 
 
+def test_the_router_hangs(battered: Stack, gateway: Client) -> None:
+    """Nothing breaks, and it announces nothing: its calls do not wait for their deadline, and it may go on later."""
+    call = running(battered, gateway)
+    router = battered.ready["router_admin"][0]
+
+    battered.kill("router-0", signal.SIGSTOP)
+    try:
+        ended_at_once(call, "ROUTER_LOST", SILENT_SECONDS)
+    finally:
+        battered.kill("router-0", signal.SIGCONT)
+
+    answers_again(gateway)
+    eventually(lambda: metric(router, "headrace_router_running") == 0, seconds=HEAL_SECONDS, what="nothing runs")
+
+
 def test_the_gateway_is_killed(battered: Stack, gateway: Client) -> None:
     """Its callers' connections go with it; what they asked for is not run on for nobody."""
     call = running(battered, gateway)
@@ -104,14 +122,16 @@ def test_the_gateway_is_killed(battered: Stack, gateway: Client) -> None:
     eventually(lambda: metric(router, "headrace_router_running") == 0, seconds=HEAL_SECONDS, what="nothing runs")
 
 
-def test_the_broker_is_killed(battered: Stack, gateway: Client) -> None:
+def test_the_broker_is_killed(battered: Stack, gateway: Client, tmp_path: Path) -> None:
     """Answers do not go through the log: what runs is answered. What can't be published is refused with a reason."""
-    call = gateway.begin(slow(1500), seconds=CALL_SECONDS)
+    release = tmp_path / "release"
+    call = gateway.begin(held(release), seconds=CALL_SECONDS)
     router = battered.ready["router_admin"][0]
     eventually(lambda: metric(router, "headrace_router_running") >= 1, seconds=10, what="Triton runs the call")
 
     since = battered.kill("broker")
     into_the_dark = gateway.begin(simple(), seconds=CALL_SECONDS)
+    release.touch()
 
     assert call.result(timeout=AT_ONCE_SECONDS).raw_output_contents
     battered.until_back("broker", since)
@@ -121,19 +141,19 @@ def test_the_broker_is_killed(battered: Stack, gateway: Client) -> None:
 
 
 def test_what_was_unloaded_stays_unloaded_when_triton_comes_back(battered: Stack, gateway: Client) -> None:
-    gateway.ask("RepositoryModelUnload", oip.RepositoryModelUnloadRequest(model_name="file_type"))
+    gateway.ask("RepositoryModelUnload", oip.RepositoryModelUnloadRequest(model_name="recording"))
     try:
         since = battered.kill("triton-0")
         battered.until_back("triton-0", since)
         until_callable(battered, ["simple", "echo"])
 
-        eventually(lambda: not is_ready(gateway, "file_type"), seconds=HEAL_SECONDS, what="it is unloaded again")
+        eventually(lambda: not is_ready(gateway, "recording"), seconds=HEAL_SECONDS, what="it is unloaded again")
         with client(battered.triton, ()) as triton:
-            eventually(lambda: not is_ready(triton, "file_type"), seconds=HEAL_SECONDS, what="in Triton too")
+            eventually(lambda: not is_ready(triton, "recording"), seconds=HEAL_SECONDS, what="in Triton too")
             assert is_ready(triton, "simple")
     finally:
-        gateway.ask("RepositoryModelLoad", oip.RepositoryModelLoadRequest(model_name="file_type"))
-    assert is_ready(gateway, "file_type")
+        gateway.ask("RepositoryModelLoad", oip.RepositoryModelLoadRequest(model_name="recording"))
+    assert is_ready(gateway, "recording")
 
 
 def is_ready(asked: Client, model: str) -> bool:

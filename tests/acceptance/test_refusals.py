@@ -9,8 +9,8 @@ import pytest
 from tritonclient.grpc import service_pb2 as oip
 
 from tests.acceptance.calls import SERVICE, Client, Message, Metadata, ended, refused, simple, with_key
-from tests.acceptance.conftest import GUEST_KEY
 from tests.acceptance.stack import KEY
+from tests.acceptance.stack_fixture import GUEST_KEY
 
 INVALID, NOT_FOUND = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
 UNAUTHENTICATED, UNIMPLEMENTED = grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNIMPLEMENTED

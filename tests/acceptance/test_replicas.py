@@ -14,7 +14,19 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tritonclient.grpc import service_pb2 as oip
 
-from tests.acceptance.calls import MODELS, Client, client, echo, ended, recording, simple, slow, sums, until_callable
+from tests.acceptance.calls import (
+    FEW_MODELS,
+    Client,
+    client,
+    echo,
+    ended,
+    held,
+    recording,
+    simple,
+    slow,
+    sums,
+    until_callable,
+)
 from tests.acceptance.eventually import eventually
 from tests.acceptance.metrics import metric
 from tests.acceptance.stack import HEAL_SECONDS, Stack, started_stack
@@ -22,14 +34,16 @@ from tests.acceptance.stack import HEAL_SECONDS, Stack, started_stack
 pytestmark = pytest.mark.timeout(180)
 
 SECONDS = 20.0
+SLOW_WINDOW = 2
+"""How many calls of `slow` a router hands to Triton at once, by the model's own config."""
 
 
 @pytest.fixture(scope="module")
-def pair(_parts: None, repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def pair(_parts: None, few_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Two of each. Tests leave it whole."""
-    options = ("--model-repository", str(repository), "--replicas", "2", "--gateways", "2")
+    options = ("--model-repository", str(few_models), "--replicas", "2", "--gateways", "2")
     with started_stack(tmp_path_factory.mktemp("pair"), *options) as running:
-        until_callable(running, MODELS)
+        until_callable(running, FEW_MODELS)
         yield running
 
 
@@ -132,18 +146,33 @@ class Load:
         return "answered"
 
 
-def test_a_router_leaves_under_load_without_a_loss(whole: Stack) -> None:
+def test_a_router_leaves_under_load_without_a_loss(whole: Stack, tmp_path: Path) -> None:
     """What it runs it answers; what it has not begun is run by the other one. It leaves its group and comes back."""
-    load = Load(whole.ready["grpc"])
+    load, release = Load(whole.ready["grpc"]), tmp_path / "release"
     with client(whole.grpc) as gateway:
-        held = [gateway.begin(slow(700), seconds=60) for _ in range(8)]  # more than both windows: some wait
+        # More than both windows, and as many as wait behind them: whoever owns the model has calls that run and wait.
+        calls = [gateway.begin(held(release), seconds=60) for _ in range(8)]
+        calls += [gateway.begin(slow(1), seconds=60) for _ in range(40)]
+        leaving = eventually(lambda: busy_router(whole), seconds=SECONDS, what="a router has calls that wait")
+        admin = whole.ready["router_admin"][int(leaving[-1])]
         with load.running():
-            since = whole.kill("router-1", signal.SIGTERM)
-            whole.until_back("router-1", since)
-        outcomes = [how(call) for call in held]
+            since = whole.kill(leaving, signal.SIGTERM)
+            eventually(lambda: metric(admin, "headrace_router_waiting") == 0, seconds=SECONDS, what="it gave them back")
+            assert metric(admin, "headrace_router_running") >= SLOW_WINDOW, "what it runs it does not give back"
+            release.touch()
+            outcomes = Counter(how(call) for call in calls)
+            whole.until_back(leaving, since)
 
     assert set(load.ended) == {"answered"}, load.ended
-    assert outcomes == ["answered"] * len(held), outcomes
+    assert set(outcomes) == {"answered"}, outcomes
+
+
+def busy_router(stack: Stack) -> str | None:
+    """A router that runs as many calls of `slow` as it may, and has more of them that wait."""
+    for number, admin in enumerate(stack.ready["router_admin"]):
+        if metric(admin, "headrace_router_running") == SLOW_WINDOW and metric(admin, "headrace_router_waiting") > 0:
+            return f"router-{number}"
+    return None
 
 
 def how(call: Any) -> str:
@@ -151,27 +180,27 @@ def how(call: Any) -> str:
     return "answered" if error is None else str(ended(error))
 
 
-def test_a_gateway_says_that_it_leaves_and_answers_what_it_has(whole: Stack) -> None:
+def test_a_gateway_says_that_it_leaves_and_answers_what_it_has(whole: Stack, tmp_path: Path) -> None:
     """Watchers hear NOT_SERVING, calls that run are answered, and the other gateway never notices."""
     leaving, staying = whole.ready["grpc"]
-    load = Load([staying])
-    with client(leaving) as gateway:
+    load, release = Load([staying]), tmp_path / "release"
+    with client(leaving) as gateway, load.running():
         health: Any = health_pb2_grpc.HealthStub(gateway.channel)  # its types lack Watch
         watch = health.Watch(health_pb2.HealthCheckRequest(), timeout=60)
         assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
-        held = [gateway.begin(slow(600), seconds=60) for _ in range(4)]
+        calls = [gateway.begin(held(release), seconds=60) for _ in range(4)]
         admin = whole.ready["admin"][0]
         eventually(
-            lambda: metric(admin, "headrace_gateway_calls_waiting") == len(held), seconds=SECONDS, what="they wait"
+            lambda: metric(admin, "headrace_gateway_calls_waiting") == len(calls), seconds=SECONDS, what="they wait"
         )
 
-        with load.running():
-            since = whole.kill("gateway-0", signal.SIGTERM)
-            assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
-            assert not any(call.done() for call in held[2:]), "it was told before the calls ended"
-            outcomes = [how(call) for call in held]
-            whole.until_back("gateway-0", since)
+        since = whole.kill("gateway-0", signal.SIGTERM)
+        assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        assert not any(call.done() for call in calls), "it is told before the calls end"
+        release.touch()
+        outcomes = Counter(how(call) for call in calls)
+        whole.until_back("gateway-0", since)
         watch.cancel()
 
-    assert outcomes == ["answered"] * len(held), outcomes
+    assert set(outcomes) == {"answered"}, outcomes
     assert set(load.ended) == {"answered"}, load.ended

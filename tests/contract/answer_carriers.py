@@ -52,6 +52,9 @@ class Gateway(Heard):
     def attached(self, router: RouterKey) -> None:
         self.add("attached", router)
 
+    def left(self, router: RouterKey) -> None:
+        self.add("left", router)
+
     def detached(self, router: RouterKey) -> None:
         self.add("detached", router)
 
@@ -110,6 +113,10 @@ class AnswerCarrier(Protocol):
         """Start a router."""
         ...
 
+    async def flush(self, router: Router) -> None:
+        """Return when every answer of a router is acknowledged."""
+        ...
+
     async def leave(self, router: Router) -> None:
         """End a router."""
         ...
@@ -161,6 +168,11 @@ class MemoryCarrier:
         links.forbidden = set(forbidden)
         await self._owned.enter_async_context(links)
         return router
+
+    async def flush(self, router: Router) -> None:
+        assert isinstance(router.links, MemoryAnswerLinks)
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await router.links.flush()
 
     async def leave(self, router: Router) -> None:
         assert isinstance(router.links, MemoryAnswerLinks)
@@ -227,6 +239,7 @@ class GrpcCarrier:
                 attach_seconds=1.0,
                 stall_seconds=STALL_SECONDS,
                 unacknowledged_bytes=UNACKNOWLEDGED_BYTES,
+                max_message_bytes=64 << 20,
             ),
             trust=self.trust,
             whereabouts=Whereabouts(["10.0.0.0/8"] if forbidden else ["127.0.0.0/8"]),
@@ -234,6 +247,11 @@ class GrpcCarrier:
         )
         await self._owned.enter_async_context(links)
         return router
+
+    async def flush(self, router: Router) -> None:
+        assert isinstance(router.links, GrpcAnswerLinks)
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await router.links.flush()
 
     async def leave(self, router: Router) -> None:
         assert isinstance(router.links, GrpcAnswerLinks)
@@ -287,6 +305,7 @@ class Proxy:
         self.stop_up()
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)  # a task that is cancelled before its first step closes nothing
         task = asyncio.create_task(self._serve(reader, writer))
         self._served.add(task)
         task.add_done_callback(self._served.discard)
@@ -297,7 +316,7 @@ class Proxy:
             if self.target is not None:
                 there, back = await asyncio.open_connection("127.0.0.1", self.target)
                 ends.append(back)
-                self._writers.update(ends)
+                self._writers.add(back)
                 await asyncio.gather(
                     self._pump(reader, back, self._open["up"]), self._pump(there, writer, self._open["down"])
                 )

@@ -13,9 +13,9 @@ from confluent_kafka import Producer
 
 from headrace.bus.control import KafkaAnnouncements, Topics, wait_for_broker
 from headrace.bus.memory.announcements import MemoryAnnouncements
-from headrace.bus.protocols import AnnouncementLog, LogUnavailableError
+from headrace.bus.protocols import AnnouncementLog, LogUnavailableError, RecordTooLargeError
 from headrace.bus.settings import KafkaSettings, TopicSettings
-from headrace.bus.topics import ANNOUNCEMENTS_TOPIC
+from headrace.bus.topics import ANNOUNCEMENTS_TOPIC, LARGEST_ANNOUNCEMENT_BYTES
 from headrace.bus.v1.announcement_pb2 import Announcement, GatewayHeartbeat
 from headrace.local import broker as kafka
 from headrace.local.ports import FreePorts
@@ -178,6 +178,20 @@ async def test_an_announcement_comes_out_as_it_went_in(log: AnnouncementLog, pre
         await reader.until(lambda it: it.caught_up > 0)
 
     assert reader.held == said
+
+
+async def test_what_is_too_large_is_told_apart_from_a_log_that_is_away(log: AnnouncementLog, prefix: str) -> None:
+    """Saying it again is of no use, and all else is taken as before."""
+    described = Announcement()
+    described.model.versions.add(config=bytes(LARGEST_ANNOUNCEMENT_BYTES))
+    with pytest.raises(RecordTooLargeError):
+        await log.announce(f"{prefix}large", described)
+    await log.announce(f"{prefix}a", beat(1))
+
+    async with reading(log, prefix) as reader:
+        await reader.until(lambda it: it.caught_up > 0)
+
+    assert reader.held == {f"{prefix}a": beat(1)}
 
 
 async def test_the_twin_refuses_while_it_is_told_to_and_its_reader_goes_on_after(prefix: str) -> None:

@@ -164,6 +164,50 @@ async def test_a_gateway_is_told_who_attaches_and_who_leaves(carrier: AnswerCarr
     assert gateway.said == [("attached", router.key), ("detached", router.key)]
 
 
+async def test_a_router_that_flushes_and_leaves_says_goodbye(carrier: AnswerCarrier) -> None:
+    """The gateway can tell it from a router that died, whatever either announced before."""
+    gateway, router = await carrier.gateway(INCARNATION), await carrier.router()
+    (await attached(router, gateway)).send(b"c", 1, b"last")
+
+    await carrier.flush(router)
+    await carrier.leave(router)
+    await gateway.until(lambda: ("detached", router.key) in gateway.said)
+
+    assert gateway.said == [
+        ("attached", router.key),
+        ("answered", b"c", 1, b"last"),
+        ("left", router.key),
+        ("detached", router.key),
+    ]
+
+
+async def test_a_stream_that_breaks_is_no_goodbye(carrier: AnswerCarrier) -> None:
+    """Not even where everything is acknowledged: the router may have died with calls that it had begun."""
+    gateway, router = await carrier.gateway(INCARNATION), await carrier.router()
+    await attached(router, gateway)
+    await gateway.until(lambda: gateway.present == [router.key])
+    await carrier.flush(router)
+
+    carrier.cut(gateway)
+    await gateway.until(lambda: gateway.said.count(("attached", router.key)) == 2)
+
+    assert ("left", router.key) not in gateway.said
+
+
+async def test_a_router_that_leaves_with_answers_on_their_way_says_no_goodbye(carrier: AnswerCarrier) -> None:
+    gateway, router = await carrier.gateway(INCARNATION), await carrier.router()
+    link = await attached(router, gateway)
+    await carrier.flush(router)
+    carrier.hold_acknowledgements(gateway, hold=True)
+    link.send(b"c", 1, b"answer")
+    await gateway.until(lambda: bool(gateway.answers))
+
+    await carrier.leave(router)
+    await gateway.until(lambda: ("detached", router.key) in gateway.said)
+
+    assert ("left", router.key) not in gateway.said
+
+
 async def test_the_same_gateway_is_the_same_link(carrier: AnswerCarrier) -> None:
     gateway, router = await carrier.gateway(INCARNATION), await carrier.router()
 
@@ -249,6 +293,19 @@ async def test_a_gateway_that_announces_itself_again_is_not_taken_for_silent(car
     await came.until(lambda: came.present == [router.key])
 
 
+async def test_an_announcement_alone_ends_a_gateways_silence(carrier: AnswerCarrier) -> None:
+    """Who watches the announcements says it once: nothing else need follow."""
+    gateway, router = await carrier.gateway(INCARNATION), await carrier.router()
+    link = await attached(router, gateway)
+    router.links.silence_all_but(set())
+    router.links.gateway_announced(gateway.address, INCARNATION)
+
+    await carrier.stop(gateway)
+    await router.until(lambda: link.state in {LinkState.UNREACHABLE, LinkState.GONE})
+
+    assert link.state is LinkState.UNREACHABLE
+
+
 async def test_a_gateway_that_was_given_up_is_attached_when_it_announces_itself(carrier: AnswerCarrier) -> None:
     """The network between the two was away, for the broker too: both are alive, and must find each other again."""
     gateway, router = await carrier.gateway(INCARNATION), await carrier.router()
@@ -293,6 +350,21 @@ async def test_a_gateway_that_takes_nothing_is_detached_and_holds_no_more_than_i
     carrier.stall(gateway, stalled=False)
     await gateway.until(lambda: len({call_id for call_id, *_ in gateway.answers}) == sent)
     await router.until(lambda: link.has_room and link.state is LinkState.ATTACHED)
+
+
+async def test_a_gateway_that_takes_nothing_is_detached_however_much_waits_for_it(carrier: AnswerCarrier) -> None:
+    """A large answer may take its time; those that queue behind it add nothing to that."""
+    gateway, router = await carrier.gateway(INCARNATION), await carrier.router()
+    link = await attached(router, gateway)
+    carrier.stall(gateway, stalled=True)
+    answer = bytes(1 << 20)
+
+    for number in range(256):
+        link.send(b"%d" % number, 1, answer)
+    await router.until(lambda: ("state", LinkState.UNREACHABLE, False) in router.said)
+
+    # By this router, before anybody else ended the stream.
+    assert router.said[:2] == [("state", LinkState.ATTACHED, True), ("state", LinkState.UNREACHABLE, False)]
 
 
 async def test_a_small_answer_takes_room_too(carrier: AnswerCarrier) -> None:

@@ -6,23 +6,24 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 import trustme
 
-from headrace.bus.answers.hub import GrpcAnswerHub
+from headrace.bus.answers.hub import MAX_STANDING_CANCELLATIONS, GrpcAnswerHub
 from headrace.bus.answers.links import GrpcAnswerLinks, LinkTerms
 from headrace.bus.answers.whereabouts import Whereabouts
 from headrace.bus.answers.wire import ATTACH_METHOD, Trust
-from headrace.bus.protocols import LinkState, RouterKey
+from headrace.bus.protocols import LinkState, RouterKey, RouterLostError
 from headrace.bus.settings import ReplyTrustSettings
-from headrace.bus.v1.reply_pb2 import AttachRequest, Hello
+from headrace.bus.v1.reply_pb2 import AttachRequest, AttachResponse, Hello, Welcome
 from tests.contract.answer_carriers import PATIENCE_SECONDS, Gateway, Router
 
 INCARNATION, POOL = 70, "default"
 
-StartGateway = Callable[[Trust], Awaitable[Gateway]]
+StartGateway = Callable[..., Awaitable[Gateway]]
 StartRouter = Callable[..., Awaitable[Router]]
 
 
@@ -34,10 +35,10 @@ async def owned() -> AsyncIterator[AsyncExitStack]:
 
 @pytest.fixture
 def gateway_with(owned: AsyncExitStack) -> StartGateway:
-    async def start(trust: Trust) -> Gateway:
+    async def start(trust: Trust, *, max_message_bytes: int = 1 << 20) -> Gateway:
         gateway = Gateway()
         gateway.hub = hub = GrpcAnswerHub(
-            incarnation=INCARNATION, pool=POOL, trust=trust, max_message_bytes=1 << 20, events=gateway
+            incarnation=INCARNATION, pool=POOL, trust=trust, max_message_bytes=max_message_bytes, events=gateway
         )
         gateway.address = f"127.0.0.1:{hub.bind('127.0.0.1', 0)}"
         await owned.enter_async_context(hub)
@@ -48,9 +49,17 @@ def gateway_with(owned: AsyncExitStack) -> StartGateway:
 
 @pytest.fixture
 def router_with(owned: AsyncExitStack) -> StartRouter:
-    async def start(trust: Trust, *, pool: str = POOL, allowed: str = "127.0.0.0/8") -> Router:
+    async def start(trust: Trust, *, pool: str = POOL, allowed: str = "127.0.0.0/8", **terms_of_test: Any) -> Router:
         router = Router(RouterKey("r", 1))
-        terms = LinkTerms(router=router.key, pool=pool, attach_seconds=2, stall_seconds=5, unacknowledged_bytes=1 << 20)
+        agreed: dict[str, Any] = {
+            "router": router.key,
+            "pool": pool,
+            "attach_seconds": 2.0,
+            "stall_seconds": 5.0,
+            "unacknowledged_bytes": 1 << 20,
+            "max_message_bytes": 1 << 20,
+        }
+        terms = LinkTerms(**agreed | terms_of_test)
         router.links = await owned.enter_async_context(
             GrpcAnswerLinks(terms=terms, trust=trust, whereabouts=Whereabouts([allowed]), events=router)
         )
@@ -209,6 +218,178 @@ async def test_a_router_that_turns_to_nonsense_is_detached(tmp_path: Path, gatew
 
         await call.write(b"\xff\xff")
         await gateway.until(lambda: gateway.present == [])
+        assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_a_router_that_attaches_anew_ends_its_stream_before(tmp_path: Path, gateway_with: StartGateway) -> None:
+    """The other end learns of it, and does not wait on a stream that nobody reads."""
+    trust = secret(tmp_path, "s")
+    gateway = await gateway_with(trust)
+    hello = Hello(router_id="r", router_incarnation=1, pool=POOL, expected_gateway_incarnation=INCARNATION)
+    async with grpc.aio.insecure_channel(gateway.address) as channel:
+        attach: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(ATTACH_METHOD)
+        calls = [attach(metadata=grpc.aio.Metadata(*trust.metadata()), timeout=PATIENCE_SECONDS) for _ in range(2)]
+        for call in calls:
+            await call.write(AttachRequest(hello=hello).SerializeToString())
+            await call.read()
+
+        assert await calls[0].code() is grpc.StatusCode.ABORTED
+        assert not calls[1].done()
+        assert gateway.present == [RouterKey("r", 1)]
+        assert ("detached", RouterKey("r", 1)) not in gateway.said
+
+
+class Hesitant(grpc.GenericRpcHandler):
+    """A gateway that refuses the first attempt to attach, and says Welcome to the second one when told to."""
+
+    def __init__(self) -> None:
+        self.attempts = 0
+        self.asked = asyncio.Event()
+        self.welcome = asyncio.Event()
+        self.heard: asyncio.Queue[AttachRequest] = asyncio.Queue()
+
+    def service(self, _details: grpc.HandlerCallDetails) -> Any:
+        return grpc.stream_stream_rpc_method_handler(self._attach)
+
+    async def _attach(self, requests: AsyncIterator[bytes], context: "grpc.aio.ServicerContext[bytes, bytes]") -> None:
+        self.attempts += 1
+        if self.attempts == 1:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "not yet")
+        await anext(aiter(requests))
+        self.asked.set()
+        await self.welcome.wait()
+        await context.write(AttachResponse(welcome=Welcome()).SerializeToString())
+        async for request in requests:
+            self.heard.put_nowait(AttachRequest.FromString(request))
+
+
+async def test_a_silent_gateway_that_answers_an_attempt_under_way_is_not_gone(
+    tmp_path: Path, owned: AsyncExitStack, router_with: StartRouter
+) -> None:
+    """Or the stream would stand, and nobody would use it."""
+    gateway, server = Hesitant(), grpc.aio.server()
+    server.add_generic_rpc_handlers((gateway,))
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    await server.start()
+    owned.push_async_callback(server.stop, None)
+    router = await router_with(secret(tmp_path, "s"), attach_seconds=PATIENCE_SECONDS)
+    link = router.links.link(address, INCARNATION)
+    assert link is not None
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        await gateway.asked.wait()
+    assert link.state is LinkState.UNREACHABLE
+
+    router.links.silence_all_but(set())
+    gateway.welcome.set()
+    await router.until(lambda: link.state is LinkState.ATTACHED)
+
+    link.send(b"c", 1, b"answer")
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        heard = await gateway.heard.get()
+    assert heard.answers.answers[0].response == b"answer"
+
+
+class Unreadable(Trust):
+    """Certificates that can't be read the first few times."""
+
+    def __init__(self, settings: ReplyTrustSettings) -> None:
+        super().__init__(settings)
+        self.failures = 3
+
+    def channel_credentials(self) -> grpc.ChannelCredentials | None:
+        if self.failures:
+            self.failures -= 1
+            raise PermissionError("router.key")
+        return super().channel_credentials()
+
+
+async def test_a_link_survives_certificates_that_can_not_be_read_and_says_so_once(
+    tmp_path: Path, gateway_with: StartGateway, router_with: StartRouter, caplog: pytest.LogCaptureFixture
+) -> None:
+    authority = trustme.CA()
+    gateway = await gateway_with(certificates(tmp_path, authority, "gateway"))
+    certificates(tmp_path, authority, "router")
+    ca, certificate, key = (tmp_path / f"router.{part}" for part in ("ca", "crt", "key"))
+    trust = Unreadable(ReplyTrustSettings(tls_ca_file=ca, tls_certificate_file=certificate, tls_key_file=key))
+    router = await router_with(trust)
+
+    await assert_attached(gateway, router)
+
+    assert [each[1] for each in router.said] == [LinkState.UNREACHABLE, LinkState.ATTACHED]
+    assert [record.event for record in caplog.records if hasattr(record, "event")] == ["link_failed"]
+
+
+async def test_a_gateway_that_acknowledges_nothing_is_detached_though_it_takes_all(
+    tmp_path: Path, owned: AsyncExitStack, router_with: StartRouter
+) -> None:
+    """Each answer that is written would otherwise keep the stream for longer, and all of them in memory."""
+    gateway, server = Hesitant(), grpc.aio.server()
+    gateway.welcome.set()
+    server.add_generic_rpc_handlers((gateway,))
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    await server.start()
+    owned.push_async_callback(server.stop, None)
+    router = await router_with(secret(tmp_path, "s"), stall_seconds=0.2)
+    link = router.links.link(address, INCARNATION)
+    assert link is not None
+    await router.until(lambda: link.state is LinkState.ATTACHED)
+    told = len(router.said)
+
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while len(router.said) == told:
+            link.send(b"c", 1, b"answer")
+            await gateway.heard.get()
+
+    assert router.said[told] == ("state", LinkState.UNREACHABLE, True)
+
+
+LARGE = 65 << 20
+
+
+async def test_a_command_may_be_as_large_as_the_settings_allow(
+    tmp_path: Path, gateway_with: StartGateway, router_with: StartRouter
+) -> None:
+    trust = secret(tmp_path, "s")
+    gateway = await gateway_with(trust, max_message_bytes=LARGE)
+    router = await router_with(trust, max_message_bytes=LARGE)
+    assert router.links.link(gateway.address, INCARNATION) is not None
+    await gateway.until(lambda: gateway.present == [router.key])
+    router.results.put_nowait(b"done")
+
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        assert await gateway.hub.administer(router.key, "/s/M", bytes(LARGE), 1 << 60) == b"done"
+
+    assert router.commands.get_nowait() == ("/s/M", bytes(LARGE), 1 << 60)
+
+
+async def test_a_router_attaches_however_many_cancellations_stand(
+    tmp_path: Path, gateway_with: StartGateway, router_with: StartRouter
+) -> None:
+    """The Welcome has them all, and small messages leave room for it too."""
+    trust = secret(tmp_path, "s")
+    gateway, router = await gateway_with(trust), await router_with(trust, attach_seconds=PATIENCE_SECONDS)
+    for number in range(MAX_STANDING_CANCELLATIONS):
+        gateway.hub.cancel(number.to_bytes(16), 1, 1 << 60)
+
+    await assert_attached(gateway, router)
+
+
+async def test_a_command_that_is_too_large_is_refused_and_breaks_no_stream(
+    tmp_path: Path, gateway_with: StartGateway, router_with: StartRouter
+) -> None:
+    """All calls of the gateway would be lost with it."""
+    trust = secret(tmp_path, "s")
+    gateway, router = await gateway_with(trust), await router_with(trust)
+    await assert_attached(gateway, router)
+
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        with pytest.raises(RouterLostError, match="bytes"):
+            await gateway.hub.administer(router.key, "/s/M", bytes((1 << 20) + 1), 1 << 60)
+
+    router.results.put_nowait(b"done")
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        assert await gateway.hub.administer(router.key, "/s/M", b"", 1 << 60) == b"done"
+    assert gateway.present == [router.key]
 
 
 async def test_a_busy_port_is_an_os_error_that_names_it(tmp_path: Path) -> None:
@@ -223,7 +404,7 @@ async def test_a_busy_port_is_an_os_error_that_names_it(tmp_path: Path) -> None:
             hub.bind("127.0.0.1", port)
 
 
-async def test_leaving_sends_what_is_still_to_be_sent(
+async def test_flushing_returns_when_every_answer_has_arrived(
     tmp_path: Path, gateway_with: StartGateway, router_with: StartRouter
 ) -> None:
     trust = secret(tmp_path, "s")

@@ -3,18 +3,20 @@
 import asyncio
 import sys
 import uuid
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Iterator
 
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
-from headrace.bus.control import TopicMissingError, Topics
+from headrace.bus.control import TopicMissingError, TopicRefusedError, Topics, until_announcements
 from headrace.bus.protocols import LogUnavailableError
 from headrace.bus.settings import KafkaSettings, TopicSettings
 from headrace.bus.topics import ANNOUNCEMENTS_TOPIC, ENVELOPE_ROOM_BYTES
+from headrace.local import broker as kafka
 from headrace.local.ports import FreePorts
+from tests.integration.broker_fixture import started_broker
 
 MEBIBYTE = 1 << 20
 SETTINGS = TopicSettings(request_partitions=3, retention_seconds=600, max_message_bytes=2 * MEBIBYTE)
@@ -200,6 +202,79 @@ async def test_what_does_not_exist_is_not_counted(broker: str, asked: Collection
 async def test_a_topic_that_the_broker_refuses_is_told_with_its_reason(broker: str, name: str) -> None:
     with pytest.raises(LogUnavailableError, match=f"(?i){name}.*replica"):
         await topics(broker, SETTINGS.model_copy(update={"replication_factor": 3})).ensure_requests([name], name)
+
+
+async def test_a_topic_that_the_broker_refuses_takes_no_other_with_it(
+    broker: str, admin: AIOKafkaAdminClient, name: str
+) -> None:
+    """The others are made, with their starts, and the error names the one alone."""
+    await admin.create_topics([NewTopic(f"{name}_b", num_partitions=1, replication_factor=1)])
+
+    with pytest.raises(TopicRefusedError, match=f"{name}.b .*collides") as raised:
+        await topics(broker).ensure_requests([f"{name}.a", f"{name}.b", f"{name}.c"], name)
+
+    assert f"{name}.a" not in str(raised.value)
+    made = [f"{name}.a", f"{name}.c"]
+    assert await topics(broker).partition_counts([*made, f"{name}.b"]) == dict.fromkeys(made, 3)
+    for topic in made:
+        assert await committed(broker, name, topic, 3) == [0, 0, 0]
+
+
+@pytest.fixture(scope="module")
+def forthcoming(broker_install: kafka.BrokerInstall, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A broker that makes every topic that it is asked about, as Kafka does by default."""
+    home, ports = tmp_path_factory.mktemp("kafka"), FreePorts("127.0.0.1")
+    port = ports.take()
+    kafka.prepare_storage(broker_install, home, port=port, controller_port=ports.take(), sasl=None)
+    with (home / "server.properties").open("a") as settings:
+        settings.write("auto.create.topics.enable=true\n")
+    with started_broker(broker_install, home, port):
+        yield f"127.0.0.1:{port}"
+
+
+async def made_by_asking(broker: str, name: str) -> set[str]:
+    """All topics, once the broker has made the one of this name because it was asked about it, as any before it."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=broker)
+    try:
+        await admin.start()
+        async with asyncio.timeout(20):
+            while name not in await admin.list_topics():
+                await admin.describe_topics([name])
+        return set(await admin.list_topics())
+    finally:
+        await admin.close()
+
+
+async def test_asking_about_a_topic_never_makes_it(forthcoming: str, name: str) -> None:
+    """Not even where the broker would: it has the broker's defaults then, and nobody wanted it."""
+    forbidden = topics(forthcoming, SETTINGS.model_copy(update={"create": False}))
+    with pytest.raises(TopicMissingError):
+        await forbidden.ensure_requests([f"{name}.forbidden"], name)
+    assert await topics(forthcoming).partition_counts([f"{name}.asked"]) == {}
+    await topics(forthcoming).ensure_requests([f"{name}.made"], name)
+
+    there = await made_by_asking(forthcoming, f"{name}.last")
+
+    assert {topic for topic in there if topic.startswith(name)} == {f"{name}.made", f"{name}.last"}
+    assert await topics(forthcoming).partition_counts([f"{name}.made"]) == {f"{name}.made": 3}
+
+
+async def test_announcements_that_are_not_compacted_are_told(
+    forthcoming: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What was announced is deleted in time from a topic that somebody made otherwise: models are forgotten."""
+    kafka_settings = KafkaSettings(bootstrap_servers=forthcoming)
+    await made_by_asking(forthcoming, ANNOUNCEMENTS_TOPIC)
+
+    await until_announcements(kafka_settings, topics(forthcoming), "test")
+
+    assert [getattr(record, "event", None) for record in caplog.records] == ["announcements_not_compacted"]
+
+
+async def test_announcements_as_we_make_them_are_nothing_to_tell(broker: str, caplog: pytest.LogCaptureFixture) -> None:
+    await until_announcements(KafkaSettings(bootstrap_servers=broker), topics(broker), "test")
+
+    assert caplog.records == []
 
 
 async def test_a_broker_that_is_away_is_told_in_time() -> None:

@@ -7,16 +7,18 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from headrace.local import broker as kafka
-from headrace.local.jars import fetch_jars
-from headrace.local.java import find_java
+from headrace.local.jars import JarsError, fetch_jars
+from headrace.local.java import NoJavaError, find_java
 from headrace.local.paths import cache_dir
 from headrace.local.ports import FreePorts
+from headrace.local.start_cache import StartCacheError, prepare_start_cache
+from tests.parts import missing
 
 START_SECONDS = 60
 STOP_SECONDS = 20
@@ -24,8 +26,15 @@ STOP_SECONDS = 20
 
 @pytest.fixture(scope="session")
 def broker_install() -> kafka.BrokerInstall:
-    """Java and the broker's jars; fetched by the first test run on a machine."""
-    return kafka.BrokerInstall(java=find_java(), jars=fetch_jars(cache_dir()))
+    """Java and the broker's jars; fetched by the first test run on a machine, which prepares their quick start too."""
+    try:
+        install = kafka.BrokerInstall(java=find_java(), jars=fetch_jars(cache_dir()))
+    except (NoJavaError, JarsError) as exc:
+        missing("Apache Kafka", f"{exc}; the tests that need no broker of their own take one with --kafka=HOST:PORT")
+    # Some twenty brokers start in a whole run: without it each takes seconds more. Aside for the reason given below.
+    with suppress(StartCacheError), ThreadPoolExecutor(1) as aside:
+        aside.submit(prepare_start_cache, install).result()
+    return install
 
 
 @pytest.fixture(scope="session")

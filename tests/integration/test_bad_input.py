@@ -17,10 +17,11 @@ from headrace.local import broker as kafka
 from headrace.local import leash
 from headrace.local.models import bundled
 from headrace.local.ports import FreePorts
+from headrace.runtime.lifecycle import NATIVE_ENVIRONMENT
 from tests.acceptance.calls import client, refused, simple, sums, until_callable
 from tests.acceptance.eventually import eventually
 from tests.acceptance.metrics import get, metric
-from tests.acceptance.stack import KEY, headrace, started_stack
+from tests.acceptance.stack import KEY, Stack, headrace, started_stack
 from tests.integration.broker_fixture import started_broker
 from tests.integration.triton_fixture import BROKEN_MODELS, TEST_MODELS
 from tests.integration.triton_proxy import triton_proxy
@@ -80,11 +81,16 @@ def router_settings(files: Files, *, kafka_port: int, triton: str) -> dict[str, 
     }
 
 
+def environment(settings: Mapping[str, str]) -> dict[str, str]:
+    """A process' environment, with what it would otherwise execute itself anew for: twice the time to start."""
+    return {**os.environ, **NATIVE_ENVIRONMENT, **settings}
+
+
 def refusal_of(module: str, settings: Mapping[str, str]) -> list[str]:
     """The lines that a process says on stderr before it ends, which it must do with status 2 and nothing else said."""
     done = subprocess.run(
         [sys.executable, "-m", module],
-        env={**os.environ, **settings},
+        env=environment(settings),
         capture_output=True,
         text=True,
         timeout=SECONDS,
@@ -164,7 +170,7 @@ def test_a_secret_in_the_wrong_place_is_not_printed(files: Files) -> None:
     "wrong",
     [
         {"HEADRACE_ROUTER__WINDOW__MINIMUM": "9", "HEADRACE_ROUTER__WINDOW__MAXIMUM": "8"},
-        {"HEADRACE_ROUTER__REPLY__ALLOWED_GATEWAYS": '["300.0.0.0/8"]'},
+        {"HEADRACE_ROUTER__REPLY__ALLOWED_GATEWAYS": "300.0.0.0/8"},
         {"HEADRACE_REPLY_TRUST__SECRET_FILE": ""},
     ],
     ids=["window", "network", "secret"],
@@ -204,9 +210,11 @@ def listening(port: int) -> Iterator[None]:
 
 
 def up(home: Path, *options: str) -> str:
-    """What `headrace up` says on stderr when it refuses to start."""
+    """What `headrace up` says on stderr when it refuses to start; its ports are free ones, whatever else runs here."""
+    ports = FreePorts(HOST)
+    chosen = [word for name in ("grpc", "http", "admin") for word in (f"--{name}-port", str(ports.take()))]
     done = subprocess.run(
-        headrace("up", "--state-dir", str(home / "state"), *options),
+        headrace("up", "--state-dir", str(home / "state"), *chosen, *options),
         capture_output=True,
         text=True,
         timeout=SECONDS,
@@ -226,7 +234,7 @@ def up(home: Path, *options: str) -> str:
         (("--api-key", "a\tb"), "--api-key"),
         (("--replicas", "0"), "--replicas"),
         (("--grpc-port", "70000"), "--grpc-port"),
-        (("--grpc-port", "8000"), "--grpc-port"),
+        (("--grpc-port", "8000", "--http-port", "8000"), "must differ"),
         (("--triton", "nowhere"), "--triton"),
         (("--triton", "a:1", "--replicas", "2"), "--triton"),
         (("--broker", "nowhere"), "--broker"),
@@ -286,9 +294,7 @@ def process(module: str, settings: Mapping[str, str], log: Path) -> Iterator[sub
     """A gateway or a router by itself; afterwards it has left in order, without a traceback."""
     command = [sys.executable, "-I", "-S", leash.__file__, str(os.getpid()), sys.executable, "-m", module]
     with log.open("wb") as out:
-        started = subprocess.Popen(
-            command, env={**os.environ, **settings}, stdin=subprocess.DEVNULL, stdout=out, stderr=out
-        )
+        started = subprocess.Popen(command, env=environment(settings), stdin=subprocess.DEVNULL, stdout=out, stderr=out)
     try:
         yield started
         started.send_signal(signal.SIGTERM)
@@ -367,17 +373,13 @@ def test_a_stack_waits_for_its_triton_and_says_so(triton_address: str, tmp_path:
 
 
 @pytest.mark.timeout(120)
-def test_a_router_with_a_wrong_secret_is_refused_and_harms_nobody(
-    files: Files, triton_address: str, tmp_path: Path
-) -> None:
-    with started_stack(tmp_path / "stack", "--triton", triton_address) as stack, client(stack.grpc) as gateway:
-        until_callable(stack)
-        kafka_port = int(stack.ready["kafka"].rpartition(":")[2])
-        settings = router_settings(files, kafka_port=kafka_port, triton=f"{HOST}:1")
-        settings["HEADRACE_REPLY_TRUST__SECRET_FILE"] = str(files.other_secret)
-        log = tmp_path / "router.log"
+def test_a_router_with_a_wrong_secret_is_refused_and_harms_nobody(files: Files, stack: Stack, tmp_path: Path) -> None:
+    kafka_port = int(stack.ready["kafka"].rpartition(":")[2])
+    settings = router_settings(files, kafka_port=kafka_port, triton=f"{HOST}:1")
+    settings["HEADRACE_REPLY_TRUST__SECRET_FILE"] = str(files.other_secret)
+    log = tmp_path / "router.log"
 
-        with process("router", settings, log):
-            eventually(lambda: "refused" in log.read_text(), seconds=SECONDS, what="its log says that it is refused")
-            assert [sums(gateway.infer(simple(value=value)))[0] for value in range(20)] == list(range(20))
-            assert metric(stack.ready["admin"][0], "headrace_gateway_routers_live") == 1
+    with process("router", settings, log), client(stack.grpc) as gateway:
+        eventually(lambda: "refused" in log.read_text(), seconds=SECONDS, what="its log says that it is refused")
+        assert [sums(gateway.infer(simple(value=value)))[0] for value in range(20)] == list(range(20))
+        assert metric(stack.ready["admin"][0], "headrace_gateway_routers_live") == 1

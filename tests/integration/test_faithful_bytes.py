@@ -9,6 +9,7 @@ import pytest
 from tritonclient.grpc import service_pb2 as oip
 
 from tests.acceptance.calls import Client, client, refused, simple, until_callable, with_key
+from tests.acceptance.eventually import eventually
 from tests.acceptance.stack import started_stack
 from tests.integration.triton_proxy import TritonProxy, triton_proxy
 
@@ -125,6 +126,7 @@ def test_a_call_without_a_deadline_ends_at_the_default(gateway: Client, proxy: T
         release.wait(SLACK_SECONDS + DEFAULT_DEADLINE_SECONDS)
         return b""
 
+    proxy.exchanges.clear()
     proxy.hung_up.clear()
     proxy.answer = hold
     began = time.monotonic()
@@ -136,5 +138,6 @@ def test_a_call_without_a_deadline_ends_at_the_default(gateway: Client, proxy: T
     finally:
         proxy.answer = None
         release.set()
+        eventually(lambda: proxy.exchanges, seconds=SLACK_SECONDS, what="the proxy is done with it too")
 
     assert DEFAULT_DEADLINE_SECONDS <= took < DEFAULT_DEADLINE_SECONDS + SLACK_SECONDS

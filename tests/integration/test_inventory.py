@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator
 import pytest
 from tritonclient.grpc import service_pb2 as oip
 
-from router.inventory import Inventory
+from router.inventory import UNKNOWN_MODEL, Inventory
 from router.settings import TritonSettings, WindowSettings
-from router.triton import Triton
-from tests.integration.triton_stand_in import Context, Methods, serving
+from router.triton import Triton, TritonAwayError
+from tests.integration.triton_stand_in import Context, Methods, Respond, serving
 
 READY, UNAVAILABLE = "READY", "UNAVAILABLE"
 
@@ -20,14 +20,21 @@ class Repository:
 
     def __init__(self) -> None:
         self.ready = True
+        self.dead = False
         self.models: dict[tuple[str, str], tuple[str, str]] = {}
         self.batch_sizes: Counter[str] = Counter()
         self.counted: list[tuple[str, str, int]] = []
         self.asked: Counter[str] = Counter()
         self.unloaded_meanwhile: set[str] = set()
+        self.slow: set[str] = set()
+        """Methods, and models asked for their config, that get no answer."""
+        self.leaving_at: str | None = None
+        """The method at which Triton begins to stop: it unloads its models, and says that it is not ready."""
+        self.dying_at: str | None = None
+        """The method at which Triton dies."""
 
     def methods(self) -> Methods:
-        return {
+        methods = {
             "ServerReady": self._server_ready,
             "ServerMetadata": self._server_metadata,
             "RepositoryIndex": self._index,
@@ -35,6 +42,20 @@ class Repository:
             "ModelMetadata": self._metadata,
             "ModelStatistics": self._statistics,
         }
+        return {name: self._or_trouble(name, respond) for name, respond in methods.items()}
+
+    def _or_trouble(self, name: str, respond: Respond) -> Respond:
+        async def answer(request: bytes, context: Context) -> bytes:
+            self.dead |= name == self.dying_at
+            if name == self.leaving_at:
+                self.ready, self.unloaded_meanwhile = False, {model for model, _ in self.models}
+            if self.dead:
+                await context.abort(14, "Socket closed")  # type: ignore[arg-type]
+            if name in self.slow:
+                await asyncio.Event().wait()
+            return await respond(request, context)
+
+        return answer
 
     async def _server_ready(self, _: bytes, __: Context) -> bytes:
         return bytes(oip.ServerReadyResponse(ready=self.ready).SerializeToString())
@@ -54,7 +75,9 @@ class Repository:
         name = oip.ModelConfigRequest.FromString(request).name
         self.asked[name] += 1
         if name in self.unloaded_meanwhile:
-            await context.abort(14, "unloaded")  # type: ignore[arg-type]
+            await context.abort(14, f"Request for unknown model: '{name}' version 1 is not at ready state")  # type: ignore[arg-type]
+        if name in self.slow:
+            await asyncio.Event().wait()
         response = oip.ModelConfigResponse()
         response.config.name = name
         response.config.max_batch_size = self.batch_sizes[name]
@@ -79,9 +102,9 @@ def repository() -> Repository:
 class Looked:
     """An inventory, and how often it told of a change."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, *, call_seconds: float = 5) -> None:
         self.changes = 0
-        self.triton = Triton(address, max_message_bytes=1 << 20, call_seconds=5)
+        self.triton = Triton(address, max_message_bytes=1 << 20, call_seconds=call_seconds)
         self.inventory = Inventory(
             triton=self.triton,
             settings=TritonSettings(address=address),
@@ -194,6 +217,76 @@ async def test_a_model_that_is_unloaded_between_two_questions_is_not_ready(
     await looked.look()
 
     assert {name: model.ready for name, model in looked.inventory.models.items()} == {"simple": False, "other": True}
+
+
+async def test_a_model_that_triton_does_not_know_any_more_is_not_ready(
+    repository: Repository, looked: Looked, triton_address: str
+) -> None:
+    """Triton says so in a text, with codes that mean other things as well: this is the real one's."""
+    repository.models = {("simple", "1"): (READY, "")}
+    await looked.look()
+    async with Triton(triton_address, max_message_bytes=1 << 20, call_seconds=5) as real:
+        with pytest.raises(TritonAwayError, match=UNKNOWN_MODEL):
+            await real.model_config("absent", "")
+
+    repository.unloaded_meanwhile = {"simple"}
+    await looked.look()
+
+    assert looked.inventory.ready
+    assert not looked.inventory.models["simple"].ready
+
+
+@pytest.mark.parametrize("method", ["RepositoryIndex", "ModelConfig", "ModelMetadata"])
+@pytest.mark.parametrize("end", ["leaving_at", "dying_at"])
+async def test_a_triton_that_goes_between_two_questions_keeps_its_models(
+    repository: Repository, looked: Looked, end: str, method: str
+) -> None:
+    """As one that goes between two looks: nobody gives up its partitions, or forgets what its models are like."""
+    repository.models = {("simple", "1"): (READY, ""), ("other", "1"): (READY, "")}
+    await looked.look()
+    before = looked.inventory.models
+
+    setattr(repository, end, method)
+    assert await looked.look() == 1
+
+    assert not looked.inventory.ready
+    assert looked.inventory.models == before
+
+
+@pytest.mark.parametrize("method", ["RepositoryIndex", "ModelConfig", "ModelMetadata", "ModelStatistics", "simple"])
+async def test_a_triton_that_is_slow_to_tell_of_its_models_is_not_away(repository: Repository, method: str) -> None:
+    """What it said before stands: only where it does not say that it is ready are its calls held."""
+    repository.models = {("simple", "1"): (READY, ""), ("other", "1"): (READY, "")}
+    repository.counted = [("simple", "1", 5)]
+    async with serving(repository.methods()) as address:
+        looked = Looked(address, call_seconds=0.2)
+        async with looked.triton:
+            await looked.look()
+            before, counted = looked.inventory.models, looked.inventory.statistics
+            repository.slow = {method}
+            repository.batch_sizes["other"] = 64
+
+            await looked.look()
+
+            assert looked.inventory.ready
+            assert looked.inventory.starts == 1
+            assert looked.inventory.models["simple"] == before["simple"]
+            assert looked.inventory.statistics == counted
+            if method == "simple":
+                assert looked.inventory.models["other"].window == 128
+
+
+async def test_a_triton_that_starts_and_is_slow_to_count_is_ready(repository: Repository) -> None:
+    repository.models = {("simple", "1"): (READY, "")}
+    repository.slow = {"ModelStatistics"}
+    async with serving(repository.methods()) as address:
+        looked = Looked(address, call_seconds=0.2)
+        async with looked.triton:
+            assert [await looked.look() for _ in range(2)] == [1, 0]
+
+    assert looked.inventory.ready
+    assert looked.inventory.starts == 1
+    assert looked.inventory.models["simple"].ready
 
 
 async def test_the_statistics_of_all_versions_of_a_model_are_one_message(

@@ -238,7 +238,7 @@ def test_the_test_models_do_what_they_are_for(infer: Infer) -> None:
 
 def test_one_broken_model_does_not_stop_the_others(tmp_path: Path) -> None:
     """Triton comes up, is ready, serves the rest and says what is wrong with the broken one."""
-    repository = both_repositories(tmp_path)
+    repository = both_repositories(tmp_path, ["slow"])
     (repository / "broken").symlink_to(BROKEN_MODELS / "broken")
 
     with running_triton(tmp_path, repository) as running, tritonclient.InferenceServerClient(running.address) as client:
@@ -250,7 +250,7 @@ def test_one_broken_model_does_not_stop_the_others(tmp_path: Path) -> None:
 
 def test_a_killed_triton_starts_again_in_the_same_place(tmp_path: Path) -> None:
     """Also while the model processes of the killed one have not left yet."""
-    repository = both_repositories(tmp_path)
+    repository = both_repositories(tmp_path, ["simple", "text_embedding"])
     with running_triton(tmp_path, repository) as running:
         running.process.kill()
         running.process.wait()

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from headrace.local import leash, models, triton
 from headrace.local.ports import FreePorts
+from tests.parts import missing
 
 HOST = "127.0.0.1"
 START_SECONDS = 60
@@ -45,14 +46,15 @@ def triton_address(request: pytest.FixtureRequest, tmp_path_factory: pytest.Temp
         yield running.address
 
 
-def both_repositories(home: Path) -> Path:
-    """One repository of links, with the bundled models and those of the tests."""
+def both_repositories(home: Path, only: Collection[str] = ()) -> Path:
+    """One repository of links, with the bundled models and those of the tests, or only some, for speed."""
     materialised = home / "bundled"
     models.materialise(models.bundled(), materialised)
     both = home / "models"
     both.mkdir()
     for model in (*materialised.iterdir(), *TEST_MODELS.iterdir()):
-        (both / model.name).symlink_to(model)
+        if not only or model.name in only:
+            (both / model.name).symlink_to(model)
     return both
 
 
@@ -63,16 +65,19 @@ def running_triton(
     """A Triton of one's own, for tests that stop it or kill it: it answers when this is entered, and is gone after."""
     ports = FreePorts(HOST)
     grpc_port = ports.take()
-    program = triton.program(
-        name=name,
-        state_dir=home,
-        repository=repository,
-        host=HOST,
-        grpc_port=grpc_port,
-        http_port=ports.take(),
-        metrics_port=ports.take(),
-        complete_configs=complete_configs,
-    )
+    try:
+        program = triton.program(
+            name=name,
+            state_dir=home,
+            repository=repository,
+            host=HOST,
+            grpc_port=grpc_port,
+            http_port=ports.take(),
+            metrics_port=ports.take(),
+            complete_configs=complete_configs,
+        )
+    except triton.TritonUnavailableError as exc:
+        missing("Triton", f"{exc}; the tests that need no Triton of their own take one with --triton=HOST:PORT")
     log = home / f"{name}.log"
     # The leash ends Triton even when the test run itself is killed.
     leashed = (sys.executable, "-I", "-S", leash.__file__, str(os.getpid()), *program.argv)

@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Collection
-from itertools import takewhile
+from itertools import pairwise, takewhile
 from pathlib import Path
 
 import pytest
@@ -152,6 +152,15 @@ def test_the_index_has_every_decision_with_its_title() -> None:
 def test_the_settings_page_is_what_the_settings_give() -> None:
     """`.venv/bin/python scripts/settings_reference.py` writes it anew."""
     assert text_of(settings_reference.PAGE) == settings_reference.page()
+
+
+def test_every_setting_is_one_whole_row() -> None:
+    """A table ends where a line does not begin with a bar."""
+    lines = text_of(settings_reference.PAGE).splitlines()
+    rows = [line for line in lines if line.startswith("|")]
+
+    assert {(len(cells(row)), row.endswith(" |")) for row in rows} == {(4, True)}
+    assert [line for before, line in pairwise(lines) if before.startswith("|") and line and line not in rows] == []
 
 
 def test_the_settings_page_says_nothing_that_the_settings_say_themselves() -> None:

@@ -5,6 +5,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager
 from typing import Any, Self
 
 import grpc
@@ -24,11 +25,13 @@ from headrace.bus.v1.reply_pb2 import (
     Hello,
     Welcome,
 )
+from headrace.runtime.addresses import join_address
 
 MAX_STANDING_CANCELLATIONS = 100_000
 """Beyond it the oldest is forgotten: its call may run for nobody, no more than that."""
 
 _HELLO_SECONDS = 2.0
+_GOODBYE_SECONDS = 1.0
 _ACKNOWLEDGE_EVERY_ANSWERS = 64
 _ACKNOWLEDGE_EVERY_BYTES = 1 << 20
 _ACKNOWLEDGE_SECONDS = 0.1
@@ -47,6 +50,7 @@ class GrpcAnswerHub:
         self._incarnation = incarnation
         self._pool = pool
         self._trust = trust
+        self._max_message_bytes = max_message_bytes
         self._events = events
         self._routers: dict[RouterKey, _AttachedRouter] = {}
         self._cancellations: dict[bytes, Cancellation] = {}
@@ -74,7 +78,7 @@ class GrpcAnswerHub:
 
     def bind(self, host: str, port: int) -> int:
         """Open the port, before the hub is entered. Returns the port; raises OSError where it can't be had."""
-        address = f"{host}:{port}"
+        address = join_address(host, port)
         credentials = self._trust.server_credentials()
         try:
             if credentials is not None:
@@ -102,6 +106,8 @@ class GrpcAnswerHub:
         attached = self._routers.get(router)
         if attached is None:
             raise RouterLostError(router.id)
+        if len(request) > self._max_message_bytes:
+            raise RouterLostError("no router takes a command of so many bytes: it would break the stream")
         return await attached.administer(method, request, expire_time_unix_micros)
 
     def _forget_cancellations(self) -> None:
@@ -122,26 +128,35 @@ class GrpcAnswerHub:
         self._routers[router] = attached
         self._forget_cancellations()
         writer: asyncio.Task[None] | None = None
+        left = False
         try:
             welcome = Welcome(cancellations=self._cancellations.values())
             await context.write(AttachResponse(welcome=welcome).SerializeToString())
-            self._events.attached(router)
-            _log.info("router %s attached", router.id, extra={"event": "router_attached", "router": router.id})
-            writer = asyncio.create_task(attached.outbox.run(), name=f"reply-writer-{router.id}")
-            async for raw in requests:
-                large = unframed(raw)
-                if large is None:
-                    self._take(AttachRequest.FromString(raw), len(raw), attached)
-                else:
-                    self._events.answered(large.call_id, large.attempt, large.response)
-                    attached.taken(large.sequence, 1, len(raw))
+            async with attached.stay():
+                self._events.attached(router)
+                _log.info("router %s attached", router.id, extra={"event": "router_attached", "router": router.id})
+                writer = asyncio.create_task(attached.outbox.run(), name=f"reply-writer-{router.id}")
+                async for raw in requests:
+                    large = unframed(raw)
+                    if large is None:
+                        self._take(AttachRequest.FromString(raw), len(raw), attached)
+                    else:
+                        self._events.answered(large.call_id, large.attempt, large.response)
+                        attached.taken(large.sequence, 1, len(raw))
+                left = await attached.parted(writer)
+        except _ClosedError:
+            context.set_code(grpc.StatusCode.ABORTED)
+            context.set_details("this router has attached anew")
         except (DecodeError, IndexError):
             _log.warning("router %s sent what is no message", router.id, extra={"event": "router_malformed"})
+            context.set_code(grpc.StatusCode.INVALID_ARGUMENT)
         finally:
             # First what others must know: gRPC cancels a handler again while it cleans up, and no await may be passed.
             attached.release()
             if self._routers.get(router) is attached:
                 del self._routers[router]
+                if left:
+                    self._events.left(router)
                 self._events.detached(router)
                 _log.info("router %s detached", router.id, extra={"event": "router_detached", "router": router.id})
             if writer is not None:
@@ -188,12 +203,15 @@ class _Handlers(grpc.GenericRpcHandler):
         return self._handler if handler_call_details.method == ATTACH_METHOD else None
 
 
+class _ClosedError(Exception):
+    """This side ended the stream."""
+
+
 class _AttachedRouter:
     """What this gateway has to say to one router."""
 
     def __init__(self, context: Context) -> None:
         self._loop = asyncio.get_running_loop()
-        self._handler = asyncio.current_task()
         self._cancellations: list[Cancellation] = []
         self._commands: deque[AdminCommand] = deque()
         self._results: dict[int, asyncio.Future[Outcome]] = {}
@@ -205,11 +223,33 @@ class _AttachedRouter:
         self._bytes_due = 0
         self._timer: asyncio.TimerHandle | None = None
         self.outbox = Outbox(self._due, context.write)
+        self._closed = False
+        self._stay: asyncio.Timeout | None = None
 
     def close(self) -> None:
         """End the stream from this side."""
-        if self._handler is not None:
-            self._handler.cancel()
+        self._closed = True
+        if self._stay is not None:
+            self._stay.reschedule(self._loop.time())
+
+    @asynccontextmanager
+    async def stay(self) -> AsyncIterator[None]:
+        """Raises _ClosedError once closed: gRPC sends the other end no status where a handler is cancelled."""
+        if self._closed:
+            raise _ClosedError
+        try:
+            async with asyncio.timeout(None) as self._stay:
+                yield
+        except TimeoutError:
+            raise _ClosedError from None
+
+    async def parted(self, writer: asyncio.Task[None]) -> bool:
+        """Whether a stream that has been read to its end was ended by a goodbye."""
+        self._acknowledge()
+        self._acknowledged = -1  # said again, if need be: a stream that broke is read to an end too, but takes no write
+        self.outbox.finish()
+        await asyncio.wait([writer], timeout=_GOODBYE_SECONDS)
+        return writer.done() and not writer.cancelled() and writer.exception() is None
 
     def release(self) -> None:
         """The stream has ended: whoever waits for it waits in vain."""

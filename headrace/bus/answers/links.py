@@ -23,7 +23,9 @@ _BATCH_ANSWERS = 512
 _ENTRY_BYTES = 256  # what an answer takes beside its body, so that empty ones are bounded too
 _BACKOFF_SECONDS = 0.05
 _BACKOFF_MAX_SECONDS = 1.0
+_GOODBYE_SECONDS = 1.0
 _MAX_ADMIN_CALLS = 16
+_ENVELOPE_BYTES = 8 << 20  # what a command takes beside its request, and all cancellations that may stand take together
 _SLOWEST_BYTES_PER_SECOND = 8 << 20  # a gateway that takes this much is not stalled, however large the answer
 
 StreamStream = Any  # grpc.aio's multi-callables are typed by serialisers, and ours is none: bytes in, bytes out
@@ -38,6 +40,7 @@ class LinkTerms:
     attach_seconds: float
     stall_seconds: float
     unacknowledged_bytes: int
+    max_message_bytes: int
 
 
 @dataclass(slots=True)
@@ -52,7 +55,7 @@ class _Sent:
 
 
 class GrpcAnswerLinks:
-    """All links of one router; see AnswerLinks. Leaving it sends what is still to be sent, for as long as it may."""
+    """All links of one router; see AnswerLinks. Leaving it drops what is not acknowledged: `flush` comes first."""
 
     def __init__(self, *, terms: LinkTerms, trust: Trust, whereabouts: Whereabouts, events: LinkEvents) -> None:
         self._terms = terms
@@ -60,13 +63,14 @@ class GrpcAnswerLinks:
         self._whereabouts = whereabouts
         self._events = events
         self._links: dict[tuple[str, int], GrpcLink] = {}
+        self._ending: set[asyncio.Task[None]] = set()
         self._refused: set[str] = set()
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await asyncio.gather(*(link.close() for link in self._links.values()))
+        await asyncio.gather(*self._ending, *(link.close() for link in self._links.values()))
 
     @property
     def links(self) -> dict[tuple[str, int], "GrpcLink"]:
@@ -81,7 +85,7 @@ class GrpcAnswerLinks:
         if not self._may_dial(address):
             return None
         for other in [key for key, value in self._links.items() if value.state is LinkState.GONE]:
-            del self._links[other]
+            self._drop(other)
         link = self._links[address, incarnation] = GrpcLink(
             address, incarnation, terms=self._terms, trust=self._trust, events=self._events
         )
@@ -91,8 +95,10 @@ class GrpcAnswerLinks:
         """See AnswerLinks.gateway_announced."""
         known = self._links.get((address, incarnation))
         if known is not None and known.state is LinkState.GONE:
-            del self._links[address, incarnation]
-        self.link(address, incarnation)
+            self._drop((address, incarnation))
+        link = self.link(address, incarnation)
+        if link is not None:
+            link.hear(announcing=True)
 
     def silence_all_but(self, announcing: Collection[tuple[str, int]]) -> None:
         """See AnswerLinks.silence_all_but."""
@@ -100,8 +106,16 @@ class GrpcAnswerLinks:
             link.hear(announcing=gateway in announcing)
 
     async def flush(self) -> None:
-        """Return when every answer is acknowledged or its gateway is gone. The caller brings the deadline."""
+        """Return when every answer is acknowledged or its gateway is gone. The caller brings the deadline.
+
+        The last thing before leaving: gateways that have acknowledged all are then told goodbye.
+        """
         await asyncio.gather(*(link.flushed() for link in self._links.values()))
+
+    def _drop(self, gateway: tuple[str, int]) -> None:
+        ending = asyncio.create_task(self._links.pop(gateway).close(), name=f"reply-link-end-{gateway[0]}")
+        self._ending.add(ending)
+        ending.add_done_callback(self._ending.discard)
 
     def _may_dial(self, address: str) -> bool:
         loopback = self._whereabouts.is_loopback(address)
@@ -126,17 +140,18 @@ class GrpcLink:
         self._terms = terms
         self._trust = trust
         self._events = events
-        self._loop = asyncio.get_running_loop()  # asked once: on Python 3.11 each question is a system call
         self._state = LinkState.ATTACHING
         self._silent = False
         self._sequence = 0
         self._unsent: deque[_Sent] = deque()
         self._unacknowledged: deque[_Sent] = deque()
         self._unacknowledged_bytes = 0
-        self._progress = 0.0
+        self._waited_seconds = 0.0
         self._results: deque[AdminResult] = deque()
         self._outbox: Outbox | None = None
         self._admin_calls: set[asyncio.Task[None]] = set()
+        self._flushed = False
+        self._leaving = False
         self._idle = asyncio.Event()
         self._idle.set()
         self._task = asyncio.create_task(self._keep_up(), name=f"reply-link-{address}")
@@ -159,7 +174,8 @@ class GrpcLink:
         size = _ENTRY_BYTES + len(outcome if isinstance(outcome, bytes) else b"")
         answer = _Sent(self._sequence, call_id, attempt, outcome, size)
         if not self._unacknowledged:
-            self._progress = self._loop.time()
+            self._waited_seconds = 0.0
+            self._flushed = False
             self._idle.clear()
         self._unacknowledged.append(answer)
         self._unacknowledged_bytes += size
@@ -168,17 +184,20 @@ class GrpcLink:
             self._outbox.wake()
 
     def hear(self, *, announcing: bool) -> None:
-        """Whether the gateway announces itself. A failure to attach to a silent one is the end of this link."""
+        """Whether the gateway announces itself. The next failure to attach to a silent one is the end of this link."""
         self._silent = not announcing
-        if self._silent and self._state is LinkState.UNREACHABLE:
-            self._become(LinkState.GONE)
 
     async def flushed(self) -> None:
         """Return when nothing waits for an acknowledgement any more."""
         await self._idle.wait()
+        self._flushed = True
 
     async def close(self) -> None:
-        """Detach. What was not acknowledged is dropped."""
+        """Detach, with a goodbye where the link was flushed. What was not acknowledged is dropped."""
+        if self._flushed and self._outbox is not None:
+            self._leaving = True
+            self._outbox.finish()
+            await asyncio.wait([self._task], timeout=_GOODBYE_SECONDS)
         self._become(LinkState.GONE)
         self._task.cancel()
         await asyncio.wait([self._task])
@@ -196,16 +215,22 @@ class GrpcLink:
 
     async def _keep_up(self) -> None:
         """Attach, and attach again after every break, until the gateway is gone."""
-        backoff = _BACKOFF_SECONDS
+        backoff, told = _BACKOFF_SECONDS, ""
         while self._state is not LinkState.GONE:
-            broke_after_attaching = await self._attach_once()
+            broke_after_attaching = False
+            try:
+                broke_after_attaching = await self._attach_once()
+            except Exception as exc:  # noqa: BLE001  the boundary of one link: it goes on, and so do the others
+                if repr(exc) != told:  # once per cause, not per attempt
+                    _log.exception("no link to gateway %s", self.address, extra={"event": "link_failed"})
+                told = repr(exc)
+            if self._leaving:
+                return
             if broke_after_attaching:
-                backoff = _BACKOFF_SECONDS
+                backoff, told = _BACKOFF_SECONDS, ""
                 self._become(LinkState.ATTACHING)
-            elif self._state is LinkState.ATTACHING:
+            else:
                 self._become(LinkState.GONE if self._silent else LinkState.UNREACHABLE)
-            elif self._silent:
-                self._become(LinkState.GONE)
             if self._state is LinkState.UNREACHABLE:
                 await asyncio.sleep(backoff)  # the pace of retries
                 backoff = min(backoff * 2, _BACKOFF_MAX_SECONDS)
@@ -214,7 +239,7 @@ class GrpcLink:
     def _channel(self) -> grpc.aio.Channel:
         options = [
             ("grpc.max_send_message_length", -1),
-            ("grpc.max_receive_message_length", 64 << 20),
+            ("grpc.max_receive_message_length", self._terms.max_message_bytes + _ENVELOPE_BYTES),
             ("grpc.keepalive_time_ms", 10_000),
             ("grpc.keepalive_timeout_ms", 5_000),
             ("grpc.keepalive_permit_without_calls", 1),
@@ -267,11 +292,11 @@ class GrpcLink:
 
     def _start(self, call: "grpc.aio.StreamStreamCall[bytes, bytes]") -> tuple[asyncio.Task[None], asyncio.Task[None]]:
         self._unsent = deque(self._unacknowledged)
-        self._progress = self._loop.time()
+        self._waited_seconds = 0.0
         outbox = self._outbox = Outbox(self._due, call.write)
         if self._unsent:
             outbox.wake()
-        writer = asyncio.create_task(outbox.run(), name=f"reply-writer-{self.address}")
+        writer = asyncio.create_task(_write(outbox, call), name=f"reply-writer-{self.address}")
         writer.add_done_callback(lambda task: _end(call, task))
         watch = asyncio.create_task(self._watch_progress(call), name=f"reply-watch-{self.address}")
         return writer, watch
@@ -320,7 +345,7 @@ class GrpcLink:
         unacknowledged = self._unacknowledged
         while unacknowledged and unacknowledged[0].sequence <= sequence:
             self._unacknowledged_bytes -= unacknowledged.popleft().size
-        self._progress = self._loop.time()
+        self._waited_seconds = 0.0
         if not unacknowledged:
             self._idle.set()
         if self.has_room and not had_room:
@@ -328,10 +353,17 @@ class GrpcLink:
 
     async def _watch_progress(self, call: "grpc.aio.StreamStreamCall[bytes, bytes]") -> None:
         """End the stream when the gateway takes nothing any more: it must not hold this router's memory."""
+        tick = self._terms.stall_seconds / 5
         while True:
-            await asyncio.sleep(self._terms.stall_seconds / 5)  # a clock, not a wait for an event
-            patience = self._terms.stall_seconds + self._unacknowledged_bytes / _SLOWEST_BYTES_PER_SECOND
-            if self._unacknowledged and self._loop.time() - self._progress > patience:
+            await asyncio.sleep(tick)  # a clock, not a wait for an event
+            if not self._unacknowledged:
+                continue
+            self._waited_seconds += (
+                tick  # not the time of day: while this process stands still, nobody's answer is late
+            )
+            # The oldest alone has been under way since the last acknowledgement: the others queue behind it.
+            patience = self._terms.stall_seconds + self._unacknowledged[0].size / _SLOWEST_BYTES_PER_SECOND
+            if self._waited_seconds > patience:
                 _log.error("gateway %s takes no answers: detached", self.address, extra={"event": "gateway_stalled"})
                 self._become(LinkState.UNREACHABLE)
                 call.cancel()
@@ -342,7 +374,6 @@ class GrpcLink:
             yield AttachRequest(admin_result=self._results.popleft()).SerializeToString()
         while self._unsent:
             yield self._next_batch()
-            self._progress = self._loop.time()  # asked for the next one: the last one has been written
 
     def _next_batch(self) -> bytes:
         unsent = self._unsent
@@ -395,6 +426,11 @@ class _StreamBrokenError(Exception):
 
 
 _BREAKS = (grpc.RpcError, grpc.aio.UsageError, asyncio.InvalidStateError, _StreamBrokenError, DecodeError)
+
+
+async def _write(outbox: Outbox, call: "grpc.aio.StreamStreamCall[bytes, bytes]") -> None:
+    await outbox.run()
+    await call.done_writing()  # the goodbye
 
 
 def _end(call: "grpc.aio.StreamStreamCall[bytes, bytes]", writer: asyncio.Task[None]) -> None:

@@ -49,16 +49,24 @@ class Outbox:
         self._take = take
         self._write = write
         self._due = asyncio.Event()
+        self._finishing = False
 
     def wake(self) -> None:
         """Something is due."""
         self._due.set()
 
+    def finish(self) -> None:
+        """Write what is due now, and nothing after it."""
+        self._finishing = True
+        self._due.set()
+
     async def run(self) -> None:
-        """Write until cancelled or the stream breaks."""
-        while True:
+        """Write until finished or cancelled, or the stream breaks."""
+        finished = False
+        while not finished:
             await self._due.wait()
             self._due.clear()
+            finished = self._finishing
             for message in self._take():
                 await self._write(message)
 

@@ -3,7 +3,8 @@
 import asyncio
 from collections.abc import AsyncIterator
 
-from headrace.bus.protocols import LogUnavailableError
+from headrace.bus.protocols import LogUnavailableError, RecordTooLargeError
+from headrace.bus.topics import LARGEST_ANNOUNCEMENT_BYTES
 from headrace.bus.v1.announcement_pb2 import Announcement
 
 Said = tuple[str, Announcement | None]
@@ -28,10 +29,13 @@ class MemoryAnnouncements:
         await asyncio.sleep(0)
         if not self.available:
             raise LogUnavailableError("not announced: told to fail")
+        value = None if announcement is None else announcement.SerializeToString()
+        if len(value or b"") > LARGEST_ANNOUNCEMENT_BYTES:
+            raise RecordTooLargeError("the announcement is larger than the log takes")
         self._position += 1
         self._places.pop(key, None)  # so that the order of keys is that of their newest words
         self._places[key] = self._position
-        self._newest[key] = None if announcement is None else announcement.SerializeToString()
+        self._newest[key] = value
         self._wake()
 
     async def read(self) -> AsyncIterator[Said | None]:

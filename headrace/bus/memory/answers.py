@@ -105,7 +105,7 @@ class MemoryAnswerHub:
         self._links[link.router] = link
         self.events.attached(link.router)
 
-    def goodbye(self, link: "MemoryLink") -> None:
+    def ended(self, link: "MemoryLink", *, goodbye: bool) -> None:
         """A router's stream ended."""
         if self._links.get(link.router) is not link:
             return
@@ -113,6 +113,8 @@ class MemoryAnswerHub:
         for command, router in self._commands.items():
             if router == link.router:
                 command.cancel()
+        if goodbye:
+            self.events.left(link.router)
         self.events.detached(link.router)
 
 
@@ -144,7 +146,12 @@ class MemoryAnswerLinks:
 
     async def __aexit__(self, *_: object) -> None:
         for link in self.links.values():
-            link.become(LinkState.GONE)
+            link.close()
+
+    async def flush(self) -> None:
+        """Return when every answer is acknowledged or its gateway is gone: those links are then left with a goodbye."""
+        for link in self.links.values():
+            await link.flushed()
 
     def link(self, address: str, incarnation: int) -> "MemoryLink | None":
         """See AnswerLinks.link."""
@@ -195,6 +202,9 @@ class MemoryLink:
         self._unacknowledged: deque[_Answer] = deque()
         self._stall: asyncio.TimerHandle | None = None
         self._due = False
+        self._flushed = False
+        self._idle = asyncio.Event()
+        self._idle.set()
         network.links.append(self)
         self.go_on()
 
@@ -209,10 +219,21 @@ class MemoryLink:
             return
         size = _ENTRY_BYTES + len(outcome if isinstance(outcome, bytes) else b"")
         answer = _Answer(call_id, attempt, outcome, size)
+        self._flushed = False
+        self._idle.clear()
         self._unacknowledged.append(answer)
         if self.state is LinkState.ATTACHED:
             self._unsent.append(answer)
             self.go_on()
+
+    async def flushed(self) -> None:
+        """Return when nothing waits for an acknowledgement any more."""
+        await self._idle.wait()
+        self._flushed = True
+
+    def close(self) -> None:
+        """Detach, with a goodbye where the link was flushed."""
+        self.become(LinkState.GONE, goodbye=self._flushed)
 
     async def administer(self, method: str, request: bytes, expire_time_unix_micros: int) -> Outcome:
         """Do what the gateway asks; what goes wrong here is an answer too."""
@@ -221,17 +242,18 @@ class MemoryLink:
         except Exception:  # noqa: BLE001  as the real links: the boundary to the router's own code
             return Failure.INTERNAL
 
-    def become(self, state: LinkState) -> None:
+    def become(self, state: LinkState, *, goodbye: bool = False) -> None:
         """Change how the link stands, and tell."""
         if state is self.state or self.state is LinkState.GONE:
             return
         was_attached, self.state = self.state is LinkState.ATTACHED, state
         if was_attached and (hub := self._network.hubs.get(self.address)) is not None:
-            hub.goodbye(self)
+            hub.ended(self, goodbye=goodbye)
         if state is LinkState.GONE:
             self._network.links.remove(self)
             self._unacknowledged.clear()
             self._unsent.clear()
+            self._idle.set()
         self.events.link_changed(self)
 
     def broken(self) -> None:
@@ -278,6 +300,7 @@ class MemoryLink:
             hub.events.answered(answer.call_id, answer.attempt, answer.outcome)
         if hub.acknowledging:
             self._unacknowledged.clear()
+            self._idle.set()
             if not had_room:
                 self.events.link_changed(self)
 

@@ -161,6 +161,10 @@ class MemoryConsumer:
 
     def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
         """See RequestConsumer.commit."""
+        # In the background: what is not this member's any more by then is not committed.
+        asyncio.get_running_loop().call_soon(self._commit, dict(offsets))
+
+    def _commit(self, offsets: Mapping[TopicPartition, int]) -> None:
         mine = {place: offset for place, offset in offsets.items() if place in self.owned}
         self._log.committed.setdefault(self.group, {}).update(mine)
 
@@ -178,7 +182,7 @@ class MemoryConsumer:
         if not places:
             return
         offsets = self._events.revoked(sorted(places))
-        self.commit({place: offset for place, offset in offsets.items() if place in places})
+        self._commit({place: offset for place, offset in offsets.items() if place in places})
         self.owned -= places
         for place in places:
             del self._positions[place]

@@ -17,6 +17,7 @@ class FailureReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     FAILURE_REASON_BAD_RECORD: _ClassVar[FailureReason]
     FAILURE_REASON_INTERNAL: _ClassVar[FailureReason]
     FAILURE_REASON_ROUTER_LEFT: _ClassVar[FailureReason]
+    FAILURE_REASON_GATEWAY_FULL: _ClassVar[FailureReason]
 FAILURE_REASON_UNSPECIFIED: FailureReason
 FAILURE_REASON_EXPIRED: FailureReason
 FAILURE_REASON_TRITON_LOST: FailureReason
@@ -24,6 +25,7 @@ FAILURE_REASON_ANSWER_TOO_LARGE: FailureReason
 FAILURE_REASON_BAD_RECORD: FailureReason
 FAILURE_REASON_INTERNAL: FailureReason
 FAILURE_REASON_ROUTER_LEFT: FailureReason
+FAILURE_REASON_GATEWAY_FULL: FailureReason
 
 class AttachRequest(_message.Message):
     __slots__ = ("hello", "answers", "admin_result")

@@ -3,11 +3,12 @@
 import json
 import os
 import signal
-import socket
+import socketserver
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +19,7 @@ import pytest
 from headrace.local import guard
 from headrace.local.ports import FreePorts
 
-# Found before the real one: the children's working folder is the state folder.
+# Found before the real one: the state folder is the first on the path that the children inherit.
 STAND_IN = """
 import http.server, os, signal, subprocess, sys
 if os.environ.get("STAND_IN_STUBBORN"):
@@ -85,9 +86,13 @@ def state_dir(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def somewhere() -> Iterator[str]:
-    """An address where something listens that is neither broker nor Triton."""
-    with closing(socket.create_server(("127.0.0.1", 0))) as server:
-        yield f"127.0.0.1:{server.getsockname()[1]}"
+    """An address where something listens that is neither broker nor Triton: it hangs up at once."""
+    with socketserver.TCPServer(("127.0.0.1", 0), socketserver.BaseRequestHandler) as server:
+        hanging_up = threading.Thread(target=server.serve_forever, args=(0.05,), name="hangs up")
+        hanging_up.start()
+        yield f"127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        hanging_up.join()
 
 
 @contextmanager
@@ -103,7 +108,11 @@ def running(state_dir: Path, somewhere: str, *options: str, **environ: str) -> I
         *options,
     ]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, **environ}
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(state_dir), **environ},
     ) as process:
         try:
             yield Up(process, state_dir)

@@ -9,6 +9,7 @@ import pytest
 from headrace.bus.beacon import Beacon
 from headrace.bus.memory.announcements import MemoryAnnouncements
 from headrace.bus.protocols import LogUnavailableError
+from headrace.bus.topics import LARGEST_ANNOUNCEMENT_BYTES
 from headrace.bus.v1.announcement_pb2 import Announcement, GatewayHeartbeat, ModelDescription
 
 OWN = "gateway/g"
@@ -27,11 +28,14 @@ class ToldLog(MemoryAnnouncements):
         self.go_on = asyncio.Event()
         self.go_on.set()
         self.changed = asyncio.Condition()
+        self.refused: set[str] = set()
 
     async def announce(self, key: str, announcement: Announcement | None) -> None:
         self.begun.set()
         await self.go_on.wait()
         try:
+            if key in self.refused:
+                raise LogUnavailableError("not announced: told to refuse")
             await super().announce(key, announcement)
             self.said.append((key, announcement))
         finally:
@@ -167,6 +171,51 @@ async def test_an_outage_is_told_once_and_so_is_its_end(log: ToldLog, caplog: py
 
     events = [getattr(record, "event", None) for record in caplog.records]
     assert events == ["announcing_failed", "announcing_again"]
+
+
+async def test_a_word_that_changes_back_while_another_is_said_is_left_out(log: ToldLog, beacon: Beacon) -> None:
+    """And the words behind it are said all the same."""
+    beacon.put("b", about("b", 1))
+    await beacon.say()
+    log.begun.clear()
+    log.go_on.clear()
+    for key in "abc":
+        beacon.put(key, about(key, 2))
+    saying = asyncio.create_task(beacon.say())
+    async with asyncio.timeout(SECONDS):
+        await log.begun.wait()
+        beacon.put("b", about("b", 1))
+        log.go_on.set()
+        await saying
+
+    assert log.said == [("b", about("b", 1)), ("a", about("a", 2)), ("c", about("c", 2))]
+
+
+async def test_what_the_log_refuses_holds_up_nothing_behind_it(log: ToldLog) -> None:
+    beacon = Beacon(log, key=OWN, heartbeat=heartbeat, every_seconds=OFTEN_SECONDS)
+    log.refused = {"a"}
+    for key in "abc":
+        beacon.put(key, about(key))
+    async with kept(beacon):
+        await log.until(lambda: all((key, about(key)) in log.said for key in "bc"))
+
+
+async def test_what_is_too_large_is_given_up_and_told_once(
+    log: ToldLog, beacon: Beacon, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It would be too large the next time as well; whoever describes it anew each second need not know."""
+    large = Announcement(model=ModelDescription(model="m" * LARGEST_ANNOUNCEMENT_BYTES))
+    for _ in range(3):
+        beacon.put("a", large)
+        beacon.put("b", about("b"))
+        await beacon.say()
+
+    assert log.said == [("b", about("b"))]
+    assert [getattr(record, "event", None) for record in caplog.records] == ["announcement_too_large"]
+
+    beacon.put("a", about("a"))
+    await beacon.say()
+    assert log.newest("a") == about("a")
 
 
 async def test_heartbeats_go_on_by_themselves_and_are_counted(log: ToldLog) -> None:

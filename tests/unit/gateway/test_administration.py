@@ -20,6 +20,7 @@ from gateway.errors import (
     NoLiveRouter,
     Refusal,
     RequestMalformed,
+    RequestTooLarge,
     RoleRequired,
     RouterLost,
     TritonLost,
@@ -31,12 +32,22 @@ from headrace.bus.announcements import repository_key
 from headrace.bus.memory.announcements import MemoryAnnouncements
 from headrace.bus.memory.answers import MemoryAnswerHub, MemoryAnswerLinks, MemoryLink, MemoryNetwork
 from headrace.bus.protocols import Failure, Link, Outcome, RouterKey
+from headrace.bus.v1.announcement_pb2 import ROUTER_STATE_LEAVING, ROUTER_STATE_SERVER_AWAY, Announcement
 from headrace.bus.v1.reply_pb2 import ModelServerStatus
-from tests.unit.gateway.announcing import INCARNATION, POOL, description, heartbeat, registry, version
+from tests.unit.gateway.announcing import (
+    INCARNATION,
+    POOL,
+    description,
+    heartbeat,
+    own_heartbeat,
+    registry,
+    version,
+)
 
 A, B = RouterKey("a", 1), RouterKey("b", 2)
 REPLY_ADDRESS = "127.0.0.1:7777"
 PATIENCE_SECONDS = 10.0
+LIMIT = 1 << 20
 LOAD = oip.RepositoryModelLoadRequest(model_name="new").SerializeToString()
 UNLOAD = oip.RepositoryModelUnloadRequest(model_name="simple").SerializeToString()
 BAD = ModelServerStatus(code=StatusCode.NOT_FOUND.value[0], message="failed to load 'new'")
@@ -73,6 +84,8 @@ class Attachments:
         self.attached = known.attached
         self.detached = known.detached
 
+    def left(self, router: RouterKey) -> None: ...
+
     def answered(self, call_id: bytes, attempt: int, outcome: Outcome) -> None: ...
 
 
@@ -82,6 +95,7 @@ class Rig:
 
     known: Registry
     announcements: MemoryAnnouncements
+    administration: Administration
     a: Router
     b: Router
     links: dict[RouterKey, MemoryLink]
@@ -128,6 +142,7 @@ async def started(*routers: RouterKey, seconds: float = 5.0) -> AsyncIterator[Ri
             announcements=announcements,
             identify=identify,
             seconds=lambda _: seconds,
+            max_message_bytes=LIMIT,
         )
         server = grpc.aio.server()
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, administration.handlers()),))
@@ -135,7 +150,7 @@ async def started(*routers: RouterKey, seconds: float = 5.0) -> AsyncIterator[Ri
         await server.start()
         owned.push_async_callback(server.stop, None)
         channel = await owned.enter_async_context(grpc.aio.insecure_channel(address))
-        yield Rig(known, announcements, each[A], each[B], links, channel)
+        yield Rig(known, announcements, administration, each[A], each[B], links, channel)
 
 
 @pytest.fixture
@@ -230,8 +245,61 @@ async def test_one_lost_router_is_a_partial_failure(rig: Rig) -> None:
 
     rig.links[A].broken()
 
-    expected = AdminPartialFailure(failed="1", asked="2", first_failure="the router is gone")
+    expected = AdminPartialFailure(failed="1", asked="2", first_failure="router 'a' is gone")
     assert await ended(call) == as_told(expected)
+
+
+FILE_OVERRIDE = oip.RepositoryModelLoadRequest(model_name="new")
+FILE_OVERRIDE.parameters["file:1/model.py"].bytes_param = b"content"
+
+
+@pytest.mark.parametrize(
+    ("method", "request_bytes"),
+    [("TraceSetting", b""), ("LogSettings", b""), ("RepositoryModelLoad", FILE_OVERRIDE.SerializeToString())],
+)
+async def test_a_router_without_its_model_server_has_failed(rig: Rig, method: str, request_bytes: bytes) -> None:
+    """Nobody makes up for it when that model server is back."""
+    rig.known.apply(*heartbeat(B, 2, ROUTER_STATE_SERVER_AWAY), 1.0)
+
+    told = await ended(rig.call(method, request_bytes))
+
+    expected = AdminPartialFailure(failed="1", asked="2", first_failure="router 'b' has no model server now")
+    assert told == as_told(expected)
+    assert not rig.a.asked.empty()
+    assert rig.b.asked.empty()
+
+
+async def test_a_load_by_name_reaches_a_model_server_that_is_away_when_it_is_back(rig: Rig) -> None:
+    """Its router brings it to what the pool was last asked for."""
+    rig.known.apply(*heartbeat(B, 2, ROUTER_STATE_SERVER_AWAY), 1.0)
+    rig.known.apply(*description(A, model="new"), 1.0)
+
+    assert await rig.call("RepositoryModelLoad", LOAD) == b""
+
+    await rig.remembered("new", loaded=True)
+
+
+@pytest.mark.parametrize(("method", "request_bytes"), [("TraceSetting", b""), ("RepositoryModelLoad", LOAD)])
+async def test_a_silent_router_has_failed(rig: Rig, method: str, request_bytes: bytes) -> None:
+    """Its model server runs on as it is, and nothing brings it to what was asked."""
+    for beat in range(2, 7):
+        rig.known.apply(*own_heartbeat(beat), float(beat))
+        rig.known.apply(*heartbeat(A, beat), float(beat))
+    assert rig.known.advance(6.0) == [B]
+
+    told = await ended(rig.call(method, request_bytes))
+
+    assert told == as_told(AdminPartialFailure(failed="1", asked="2", first_failure="router 'b' is silent"))
+
+
+@pytest.mark.parametrize("gone", [heartbeat(B, 2, ROUTER_STATE_LEAVING), (heartbeat(B)[0], None)])
+async def test_a_router_that_leaves_is_no_part_of_the_pool_any_more(
+    rig: Rig, gone: tuple[str, Announcement | None]
+) -> None:
+    """Its model server goes with it."""
+    rig.known.apply(*gone, 1.0)
+
+    assert await rig.call("TraceSetting") == b""
 
 
 async def test_without_a_router_nobody_is_asked() -> None:
@@ -305,3 +373,36 @@ async def test_only_an_admin_may(rig: Rig, method: str) -> None:
     assert (await ended(rig.call(method, key="")))[0] is StatusCode.UNAUTHENTICATED
     assert await ended(rig.call(method, b"\xff")) == as_told(RequestMalformed())
     assert rig.a.asked.empty()
+
+
+@pytest.mark.parametrize("method", ["RepositoryModelLoad", "RepositoryModelUnload", "TraceSetting", "LogSettings"])
+async def test_a_request_that_no_router_can_take_is_refused_before_any_is_asked(rig: Rig, method: str) -> None:
+    """On the way it would end the streams that carry everybody's answers."""
+    told = await ended(rig.call(method, bytes(LIMIT + 1)))
+
+    assert told == as_told(RequestTooLarge(limit_bytes=str(LIMIT)))
+    assert rig.a.asked.empty()
+
+
+async def test_the_largest_request_that_may_be_is_taken(rig: Rig) -> None:
+    request = oip.TraceSettingRequest(model_name="x" * (LIMIT - 4)).SerializeToString()
+    assert len(request) == LIMIT
+
+    assert await rig.call("TraceSetting", request) == b""
+
+
+async def test_it_is_drained_once_the_last_call_ended_however_it_ended(rig: Rig) -> None:
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        await rig.administration.drained()
+        rig.a.outcome = never()
+        call = rig.call("TraceSetting")
+        await rig.a.asked.get()
+        assert rig.administration.under_way == 1
+        draining = asyncio.create_task(rig.administration.drained())
+        await asyncio.wait({draining}, timeout=0)
+        assert not draining.done()
+
+        call.cancel()
+
+        await draining
+    assert rig.administration.under_way == 0

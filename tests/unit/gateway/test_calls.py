@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from gateway.calls import Call, WaitingCalls, log_refusal
+from gateway.calls import TAKE_OVER_SECONDS, Call, WaitingCalls, log_refusal
 from gateway.errors import DeadlineExceeded, GatewayFull, LogFull, LogUnavailable, Refusal, RequestTooLarge, RouterLost
 from headrace.bus.protocols import (
     Failure,
@@ -44,6 +44,7 @@ class Known:
     call: Call
     size: int
     routers: list[RouterKey] = field(default_factory=list)
+    kept_until: float | None = None
     end: Outcome | type[Refusal] | None = None
 
 
@@ -55,6 +56,7 @@ class Waiting(RuleBasedStateMachine):
         self.loop = asyncio.new_event_loop()
         self.calls = WaitingCalls(max_calls=MAX_CALLS, max_bytes=MAX_BYTES)
         self.known: dict[bytes, Known] = {}
+        self.now = 0.0
         self.begun = 0
         self.strays = 0
 
@@ -137,12 +139,31 @@ class Waiting(RuleBasedStateMachine):
         ends = [known for known in self.known.values() if router in known.routers and known.end is None]
         self.abandons(ends, lambda abandon: self.calls.router_lost(router, abandon))
 
-    @rule(router=st.sampled_from((A, B, C)))
-    def leave(self, router: RouterKey) -> None:
-        ends = [known for known in self.known.values() if known.routers == [router] and known.end is None]
+    @rule(router=st.sampled_from((A, B, C)), served=st.sets(st.sampled_from(MODELS)))
+    def leave(self, router: RouterKey, served: set[str]) -> None:
         for known in self.known.values():
+            if known.routers == [router]:
+                known.kept_until = self.now + TAKE_OVER_SECONDS
             known.routers = [other for other in known.routers if other != router]
-        self.abandons(ends, lambda abandon: self.calls.router_left(router, abandon))
+        ends = self.ends(served)
+        self.abandons(ends, lambda abandon: self.calls.router_left(router, self.now, served.__contains__, abandon))
+
+    @rule(seconds=st.sampled_from((0.0, 0.5, 1.5, 2.0)), served=st.sets(st.sampled_from(MODELS)))
+    def advance(self, seconds: float, served: set[str]) -> None:
+        self.now += seconds
+        ends = self.ends(served)
+        self.abandons(ends, lambda abandon: self.calls.advance(self.now, served.__contains__, abandon))
+
+    def ends(self, served: set[str]) -> list[Known]:
+        """What is kept for a next owner, and will have none."""
+        return [
+            known
+            for known in self.known.values()
+            if known.end is None
+            and known.kept_until is not None
+            and not known.routers
+            and (known.kept_until <= self.now or known.call.model not in served)
+        ]
 
     @rule()
     def refuse_all(self) -> None:
@@ -152,7 +173,7 @@ class Waiting(RuleBasedStateMachine):
     def abandons(self, ends: list[Known], tell: Callable[[Callable[[Call], None]], None]) -> None:
         abandoned: list[Call] = []
         tell(abandoned.append)
-        assert abandoned == [known.call for known in ends]
+        assert sorted(abandoned, key=lambda call: call.call_id) == [known.call for known in ends]
         for known in ends:
             known.end = RouterLost
 
@@ -233,20 +254,73 @@ async def test_a_lost_router_ends_what_it_may_have_had_and_each_is_abandoned() -
     assert not any(call.answer.done() for call in others)
 
 
-async def test_a_router_that_leaves_ends_only_what_nobody_took_over() -> None:
+def nobody(_model: str) -> bool:
+    return False
+
+
+def another(_model: str) -> bool:
+    return True
+
+
+async def test_a_router_that_leaves_ends_only_what_nobody_took_over_or_will() -> None:
     calls = WaitingCalls(max_calls=9, max_bytes=9)
     taken_over = waiting(calls, call_id=b"1")
     calls.owners_changed({"simple"}, lambda *_: B)
     not_taken_over = waiting(calls, call_id=b"2")
     abandoned: list[Call] = []
 
-    calls.router_left(A, abandoned.append)
+    calls.router_left(A, 0.0, nobody, abandoned.append)
 
     assert abandoned == [not_taken_over]
     assert isinstance(not_taken_over.answer.exception(), RouterLost)
     assert not taken_over.answer.done()
-    calls.router_left(B, abandoned.append)
+    calls.router_left(B, 0.0, nobody, abandoned.append)
     assert isinstance(taken_over.answer.exception(), RouterLost)
+
+
+async def test_what_a_router_leaves_behind_is_kept_for_its_next_owner_for_a_while() -> None:
+    calls = WaitingCalls(max_calls=9, max_bytes=9)
+    taken_over, left_alone = waiting(calls, call_id=b"1"), waiting(calls, call_id=b"2")
+    left_alone.place = TopicPartition("topic.simple", 1)
+    abandoned: list[Call] = []
+
+    calls.router_left(A, 10.0, another, abandoned.append)
+    calls.owners_changed({"simple"}, lambda _, partition: B if partition == 0 else None)
+    calls.advance(10.0 + TAKE_OVER_SECONDS - 0.1, another, abandoned.append)
+    assert abandoned == []
+    calls.advance(10.0 + TAKE_OVER_SECONDS, another, abandoned.append)
+
+    assert abandoned == [left_alone]
+    assert isinstance(left_alone.answer.exception(), RouterLost)
+    assert taken_over.routers == (B,)
+    assert not taken_over.answer.done()
+
+
+async def test_what_was_taken_over_and_left_again_is_kept_from_then_on() -> None:
+    calls = WaitingCalls(max_calls=9, max_bytes=9)
+    call = waiting(calls)
+    abandoned: list[Call] = []
+
+    calls.router_left(A, 0.0, another, abandoned.append)
+    calls.owners_changed({"simple"}, lambda *_: B)
+    calls.router_left(B, 1.5, another, abandoned.append)
+    calls.advance(TAKE_OVER_SECONDS, another, abandoned.append)
+    assert abandoned == []
+    calls.advance(1.5 + TAKE_OVER_SECONDS, another, abandoned.append)
+
+    assert abandoned == [call]
+
+
+async def test_a_call_that_ended_while_it_was_kept_is_not_lost_as_well() -> None:
+    calls = WaitingCalls(max_calls=9, max_bytes=9)
+    call = waiting(calls)
+
+    calls.router_left(A, 0.0, another, lambda _: pytest.fail("it is kept"))
+    calls.answered(call.call_id, 1, b"late")
+    calls.end(call, 1)
+    calls.advance(TAKE_OVER_SECONDS, another, lambda _: pytest.fail("nobody waits for it any more"))
+
+    assert call.answer.result() == b"late"
 
 
 async def test_an_answer_for_a_caller_who_left_is_a_stray() -> None:
@@ -266,7 +340,7 @@ async def test_a_call_that_nobody_has_yet_outlives_every_router() -> None:
     call = waiting(calls, sent_to=None)
 
     calls.router_lost(A, lambda _: pytest.fail("it was not with anybody"))
-    calls.router_left(A, lambda _: pytest.fail("it was not with anybody"))
+    calls.router_left(A, 0.0, nobody, lambda _: pytest.fail("it was not with anybody"))
 
     assert not call.answer.done()
 

@@ -92,8 +92,15 @@ def test_a_doubtful_key_is_refused_without_a_hint(identify: Identify, metadata: 
     assert caught.value.metadata == {}
 
 
-def test_the_same_key_in_both_places_is_one_key(identify: Identify) -> None:
-    assert identify([("authorization", f"Bearer {KEY}"), ("x-api-key", KEY)]).tenant == "billing"
+@pytest.mark.parametrize("key", [KEY, f" {KEY} "])
+def test_the_same_key_in_both_places_is_one_key(identify: Identify, key: str) -> None:
+    assert identify([("authorization", f"Bearer {KEY}"), ("x-api-key", key)]).tenant == "billing"
+
+
+@pytest.mark.parametrize("authorization", ["Basic aHI6eA==", "Digest a=b", "", f"basic {KEY}"])
+def test_what_authorizes_with_somebody_else_is_passed_over_beside_a_key(identify: Identify, authorization: str) -> None:
+    """A proxy on the way may have credentials of its own."""
+    assert identify([("authorization", authorization), ("x-api-key", KEY)]).tenant == "billing"
 
 
 @given(st.lists(st.tuples(st.sampled_from(["authorization", "x-api-key", "te"]), st.text() | st.binary())))

@@ -98,6 +98,8 @@ class Hub:
     def attached(self, _router: RouterKey) -> None:
         self.is_attached.set()
 
+    def left(self, router: RouterKey) -> None: ...
+
     def detached(self, router: RouterKey) -> None: ...
 
 
@@ -337,12 +339,26 @@ async def test_a_call_goes_where_least_is_waiting() -> None:
     )
     async with started(known) as rig:
         places, waiting = [], []
-        for _ in range(4):
+        for _ in range(3):
             waiting.append(rig.call())
             places.append((await rig.record()).place)
 
-        assert places == [TopicPartition(TOPIC, number) for number in (0, 5, 5, 0)]
-        assert rig.calls.outstanding == {A: 2, B: 2}
+        assert Counter(places) == {TopicPartition(TOPIC, 0): 1, TopicPartition(TOPIC, 5): 2}
+        assert rig.calls.outstanding == {A: 1, B: 2}
+
+
+async def test_gateways_with_one_call_each_do_not_all_choose_the_same_router() -> None:
+    known = registry(
+        heartbeat(A), description(A, partitions=(0,)), heartbeat(B), description(B, partitions=(5,)), attached=(A, B)
+    )
+    chosen = set()
+    for incarnation in range(4):
+        async with started(known, incarnation=incarnation) as rig:
+            call = rig.call()
+            chosen.add((await rig.record()).place.partition)
+            call.cancel()
+
+    assert chosen == {0, 5}
 
 
 # What Triton itself says.
@@ -396,6 +412,7 @@ FAILURES = {
     Failure.BAD_RECORD: (StatusCode.INTERNAL, "INTERNAL"),
     Failure.INTERNAL: (StatusCode.INTERNAL, "INTERNAL"),
     Failure.ROUTER_LEFT: (StatusCode.UNAVAILABLE, "ROUTER_LOST"),
+    Failure.GATEWAY_FULL: (StatusCode.RESOURCE_EXHAUSTED, "GATEWAY_FULL"),
 }
 
 

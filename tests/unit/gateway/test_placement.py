@@ -3,6 +3,7 @@
 from collections import Counter
 from itertools import pairwise
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -29,29 +30,34 @@ owners = st.lists(st.integers(1, 64), min_size=1, max_size=6).map(
 def test_load_is_work_for_each_unit_of_capacity() -> None:
     small, large = owner(A, window=4), owner(B, window=16)
 
-    assert least_loaded((small, large), {A: 3, B: 8}) is large
-    assert least_loaded((small, large), {A: 1, B: 8}) is small
+    for turn in range(2):
+        assert least_loaded((small, large), {A: 3, B: 8}, turn) is large
+        assert least_loaded((small, large), {A: 1, B: 8}, turn) is small
 
 
-def test_an_owner_with_nothing_to_do_comes_before_one_that_works() -> None:
-    assert least_loaded((owner(A), owner(B), owner(C)), {A: 1, C: 1}).router == B
+@pytest.mark.parametrize("turn", range(3))
+def test_an_owner_with_nothing_to_do_comes_before_one_that_works(turn: int) -> None:
+    assert least_loaded((owner(A), owner(B), owner(C)), {A: 1, C: 1}, turn).router == B
 
 
-def test_another_run_of_a_router_is_another_router() -> None:
-    assert least_loaded((owner(A), owner(B)), {RouterKey("a", 9): 100, B: 1}).router == A
+@pytest.mark.parametrize("turn", range(2))
+def test_another_run_of_a_router_is_another_router(turn: int) -> None:
+    assert least_loaded((owner(A), owner(B)), {RouterKey("a", 9): 100, B: 1}, turn).router == A
 
 
-@given(owners, st.lists(st.integers(0, 100), min_size=6, max_size=6))
-def test_nobody_has_less_to_do_and_nobody_before_has_as_little(each: tuple[Owner, ...], loads: list[int]) -> None:
+@given(owners, st.lists(st.integers(0, 3), min_size=6, max_size=6), st.integers(0, 1 << 40))
+def test_those_with_the_least_to_do_are_chosen_evenly(each: tuple[Owner, ...], loads: list[int], start: int) -> None:
     outstanding = {one.router: load for one, load in zip(each, loads, strict=False) if load}
-
-    chosen = least_loaded(each, outstanding)
 
     def load(one: Owner) -> float:
         return outstanding.get(one.router, 0) / one.window
 
-    assert all(load(chosen) <= load(one) for one in each)
-    assert all(load(chosen) < load(one) for one in each[: each.index(chosen)])
+    least = min(map(load, each))
+    equals = [one.router for one in each if load(one) == least]
+
+    chosen = Counter(least_loaded(each, outstanding, start + turn).router for turn in range(3 * len(equals)))
+
+    assert chosen == dict.fromkeys(equals, 3)
 
 
 @given(st.sets(st.integers(0, 31), min_size=1), st.integers(0, 1 << 40))

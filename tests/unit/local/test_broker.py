@@ -2,13 +2,18 @@
 
 import asyncio
 import hashlib
+import os
+import select
 import struct
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from headrace.bus.topics import ENVELOPE_ROOM_BYTES
-from headrace.local import broker, jars, java
+from headrace.local import broker, guard, jars, java
 from headrace.local.broker import BrokerInstall, Sasl, properties
 
 
@@ -115,3 +120,125 @@ async def test_who_answers_in_kafkas_way_is_a_broker_and_nobody_else_is() -> Non
             port = server.sockets[0].getsockname()[1]
             assert await broker.answers("127.0.0.1", port) is expected
     assert not await broker.answers("127.0.0.1", port, seconds=1)
+
+
+@pytest.fixture
+def formatter(tmp_path: Path) -> Iterator[Path]:
+    """A Java that says who it is, and in which stack, to who opens this pipe; then it stays."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    java = tmp_path / "java"
+    java.write_text(f'#!/bin/sh\necho "$$ ${guard.MARK_VARIABLE}" >{pipe}\nexec sleep 3600\n')
+    java.chmod(0o755)
+    yield pipe
+    guard.kill_marked(lambda mark: mark == str(tmp_path))
+
+
+PREPARE = """
+import sys
+from pathlib import Path
+sys.path[:] = {path!r}
+from headrace.local import broker, guard, java
+
+install = broker.BrokerInstall(java=java.Java(Path({java!r}), 17), jars=[Path("a.jar")])
+env = {{guard.MARK_VARIABLE: {mark!r}}}
+broker.prepare_storage(install, Path({home!r}), port=1, controller_port=2, sasl=None, env=env)
+"""
+
+
+def test_the_formatter_carries_the_stacks_mark_and_dies_with_who_started_it(tmp_path: Path, formatter: Path) -> None:
+    """One that goes on alone writes into the data of the next start."""
+    mark, home = str(tmp_path), str(tmp_path / "home")
+    code = PREPARE.format(path=sys.path, java=str(tmp_path / "java"), mark=mark, home=home)
+    with subprocess.Popen([sys.executable, "-c", code]) as parent:
+        pid, carried = formatter.read_text().split()
+        java_process = os.pidfd_open(int(pid))
+
+        parent.kill()
+
+    try:
+        assert carried == mark
+        assert select.select([java_process], [], [], 10)[0]
+    finally:
+        os.close(java_process)
+
+
+def test_what_cut_off_fetches_left_behind_is_removed_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = _left_by_a_fetch(tmp_path)
+    _pin_one(monkeypatch)
+
+    jars.fetch_jars(tmp_path)
+
+    assert not left.exists()
+    assert [path.name for path in jars.jar_folder(tmp_path).iterdir()] == ["a-1.jar"]
+
+
+def test_a_fetch_leaves_another_alone_that_is_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _pin_one(monkeypatch)
+    jars.jar_folder(tmp_path).mkdir()
+
+    with jars._scratch(jars.jar_folder(tmp_path)) as other:
+        jars.fetch_jars(tmp_path)
+
+        assert other.exists()
+
+
+JGO = """
+import pathlib, time
+
+print("begun", flush=True)
+
+class MavenContext:
+    def __init__(self, repo_cache, timeout):
+        repo_cache.mkdir()
+
+    def project(self, group, artifact):
+        return self
+
+    def at_version(self, version):
+        return self
+
+    def artifact(self):
+        return self
+
+    def resolve(self):
+        while not pathlib.Path({go!r}).exists():
+            time.sleep(0.01)
+        raise RuntimeError
+"""
+
+
+def test_a_fetch_that_is_told_to_stop_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "jgo").mkdir()
+    (tmp_path / "jgo" / "__init__.py").touch()
+    (tmp_path / "jgo" / "maven.py").write_text(JGO.format(go=str(tmp_path / "go")))
+    command = [sys.executable, "-P", "-m", "headrace.local.jars", str(tmp_path)]
+    environ = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as fetch:
+        assert fetch.stdout is not None
+        fetch.stdout.readline()
+
+        fetch.terminate()
+        (tmp_path / "go").touch()
+        fetch.communicate(timeout=30)
+
+    assert list(jars.jar_folder(tmp_path).iterdir()) == []
+
+
+def _left_by_a_fetch(cache: Path) -> Path:
+    left = jars.jar_folder(cache) / "fetch-left"
+    left.mkdir(parents=True)
+    (left / "half").touch()
+    return left
+
+
+def _pin_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(_: jars.Jar, scratch: Path) -> Path:
+        (scratch / "jar").write_bytes(b"good")
+        return scratch / "jar"
+
+    good = hashlib.sha256(b"good").hexdigest()
+    monkeypatch.setattr(jars, "pinned_jars", lambda: (jars.Jar("g", "a", "1", good),))
+    monkeypatch.setattr(jars, "_download", download)

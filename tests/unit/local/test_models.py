@@ -97,6 +97,29 @@ def test_weights_that_are_not_there_say_how_to_get_them(tmp_path: Path, weights:
     assert {path.name for path in tmp_path.iterdir()} == {"source", "target"}
 
 
+@pytest.mark.parametrize("place", ["1/model.py", "config.pbtxt/weights"])
+def test_weights_in_the_place_of_a_file_are_told(tmp_path: Path, place: str) -> None:
+    """One error that names the place, and the repository of before stays."""
+    model(tmp_path / "source", "heavy", f'distribution = "pytest"\n[files]\n"{place}" = "pytest/py.typed"\n')
+    (tmp_path / "target").mkdir()
+
+    with pytest.raises(ModelRepositoryError, match="heavy/") as raised:
+        materialise(tmp_path / "source", tmp_path / "target")
+
+    assert place.removesuffix("/weights") in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert {path.name for path in tmp_path.iterdir()} == {"source", "target"}
+
+
+def test_a_folder_that_takes_no_links_is_told(tmp_path: Path) -> None:
+    """As on a full disk."""
+    model(tmp_path / "source", "heavy", CARRIED)
+    (tmp_path / "file").touch()
+
+    with pytest.raises(ModelRepositoryError, match=r"source.*File exists"):
+        materialise(tmp_path / "source", tmp_path / "file" / "target")
+
+
 def test_a_repository_that_is_none_says_so(tmp_path: Path) -> None:
     """Absent, a file, empty: each names the folder that was meant."""
     (tmp_path / "file").touch()

@@ -2,6 +2,7 @@
 
 import contextlib
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from gateway.settings import GatewaySettings
 from headrace.local import plan
 from headrace.local.options import UpOptions, UsageError
 from headrace.local.ports import FreePorts, holder, is_free
+from headrace.local.supervisor import Component
 from headrace.runtime.settings import ProcessSettings
 from router.settings import RouterSettings
 
@@ -115,12 +117,113 @@ def test_the_users_own_wishes_about_logging_win(
     assert "HEADRACE_LOG__FORMAT" not in program.env
 
 
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> UpOptions:
+    """A stack on a broker that others may use too."""
+    return _on_free_ports(UpOptions(state_dir=tmp_path / "one", broker="kafka:9092", replicas=2, gateways=2))
+
+
+def test_stacks_on_one_broker_never_share_an_id(
+    elsewhere: UpOptions, secrets: plan.Secrets, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Two processes that announce one key take each other for a restart, and calls fail by turns."""
+    first = _ids(elsewhere, secrets)
+    of_another_folder = _ids(replace(elsewhere, state_dir=tmp_path / "two"), secrets)
+    monkeypatch.setattr(socket, "gethostname", lambda: "another-host")
+    of_another_host = _ids(elsewhere, secrets)
+
+    ids = [*first, *of_another_folder, *of_another_host]
+    assert len(ids) == len(set(ids)) == 3 * 4
+
+
+def test_a_stack_keeps_its_ids_from_start_to_start(elsewhere: UpOptions, secrets: plan.Secrets) -> None:
+    assert _ids(elsewhere, secrets) == _ids(_on_free_ports(elsewhere), secrets)
+
+
+def test_ids_on_a_broker_of_ones_own_are_plain(options: UpOptions, secrets: plan.Secrets) -> None:
+    assert _ids(options, secrets) == ["gateway-0", "gateway-1", "router-0", "router-1"]
+
+
+def test_the_users_own_id_wins_where_one_process_takes_it(
+    elsewhere: UpOptions, secrets: plan.Secrets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HEADRACE_GATEWAY__ID", "mine")
+    monkeypatch.setenv("HEADRACE_ROUTER__ID", "mine")
+
+    assert _ids(replace(elsewhere, gateways=1, replicas=1), secrets) == ["mine", "mine"]
+    assert "mine" not in _ids(elsewhere, secrets)
+
+
+def test_the_users_own_reply_secret_wins(
+    elsewhere: UpOptions, secrets: plan.Secrets, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With one secret for both, two stacks can serve one pool together."""
+    (tmp_path / "shared").write_text("x")
+    monkeypatch.setenv("HEADRACE_REPLY_TRUST__SECRET_FILE", str(tmp_path / "shared"))
+
+    assert {settings.reply_trust.secret_file for settings in _settings(elsewhere, secrets)} == {tmp_path / "shared"}
+
+
+def test_the_users_pool_reaches_gateways_and_routers(
+    elsewhere: UpOptions, secrets: plan.Secrets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How stacks on one broker are kept apart."""
+    monkeypatch.setenv("HEADRACE_POOL__NAME", "mine")
+
+    assert {settings.pool.name for settings in _settings(elsewhere, secrets)} == {"mine"}
+
+
+def test_what_the_environment_says_of_malloc_and_grpc_wins(
+    options: UpOptions, secrets: plan.Secrets, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("GRPC_VERBOSITY", "DEBUG")
+    made = plan.make_plan(options)
+
+    program = plan.gateway_component(made, made.gateways[0], secrets, cwd=tmp_path).make_program()
+
+    assert "GRPC_VERBOSITY" not in program.env
+
+
+def test_a_file_in_the_state_folder_is_never_taken_for_a_process(
+    options: UpOptions, secrets: plan.Secrets, tmp_path: Path
+) -> None:
+    """It may be any folder of the user's."""
+    made = plan.make_plan(options)
+    programs = (
+        plan.gateway_component(made, made.gateways[0], secrets, cwd=tmp_path).make_program(),
+        plan.router_component(made, made.routers[0], secrets, cwd=tmp_path).make_program(),
+    )
+
+    assert [program.argv[1:] for program in programs] == [("-P", "-m", "gateway"), ("-P", "-m", "router")]
+
+
 def test_gateways_stop_before_routers_and_routers_before_what_they_use() -> None:
     assert plan.GATEWAY_RANK < plan.ROUTER_RANK < plan.TRITON_RANK < plan.BROKER_RANK
 
 
 def _ports(spec: object) -> list[int]:
     return [value for name, value in vars(spec).items() if name.endswith("port")]
+
+
+def _settings(options: UpOptions, secrets: plan.Secrets) -> list[GatewaySettings | RouterSettings]:
+    """What each gateway and each router reads."""
+    made = plan.make_plan(options)
+    parts: list[tuple[Component, type[GatewaySettings | RouterSettings]]] = [
+        *((plan.gateway_component(made, each, secrets, cwd=Path()), GatewaySettings) for each in made.gateways),
+        *((plan.router_component(made, each, secrets, cwd=Path()), RouterSettings) for each in made.routers),
+    ]
+    found = []
+    for component, kind in parts:
+        with pytest.MonkeyPatch.context() as environment:
+            for name, value in component.make_program().env.items():
+                environment.setenv(name, value)
+            found.append(kind.load())
+    return found
+
+
+def _ids(options: UpOptions, secrets: plan.Secrets) -> list[str | None]:
+    loaded = _settings(options, secrets)
+    return [each.gateway.id if isinstance(each, GatewaySettings) else each.router.id for each in loaded]
 
 
 def _on_free_ports(options: UpOptions) -> UpOptions:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -207,6 +207,69 @@ async def test_a_program_that_cannot_be_put_together_is_a_failure_with_the_reaso
         kept.start(part)
         with pytest.raises(ComponentFailedError, match="the wheel is missing"):
             await kept.failed()
+
+
+async def test_what_nobody_foresaw_about_a_program_is_a_failure_in_one_line(tmp_path: Path) -> None:
+    """Nobody keeps the component then, and who waits for it would wait for ever."""
+
+    def make_program() -> Program:
+        raise RuntimeError("first\nsecond")
+
+    part = Component(name="part", make_program=make_program, health=FileHealth(tmp_path), stop_rank=0, stop_seconds=1)
+
+    async with supervisor(tmp_path, Told()) as kept:
+        kept.start(part)
+        with pytest.raises(ComponentFailedError, match=r"^part can't be kept running: RuntimeError: first second$"):
+            await kept.failed()
+
+
+async def test_what_nobody_foresaw_about_its_health_is_a_failure_too(tmp_path: Path) -> None:
+    class Unforeseen:
+        async def healthy(self) -> bool:
+            raise RuntimeError("no health")
+
+    told = Told()
+    part = replace(stand_in(tmp_path, SERVES), health=Unforeseen())
+
+    async with supervisor(tmp_path, told) as kept:
+        kept.start(part)
+        with pytest.raises(ComponentFailedError, match="no health"):
+            await kept.failed()
+
+    assert told.states("part")[-1] is State.STOPPED
+
+
+async def test_a_log_is_bounded_while_its_component_runs(tmp_path: Path) -> None:
+    """What was written is put aside, and what is written next begins a new file."""
+    set_aside = tmp_path / "logs" / "part.log.1"
+    writes = (
+        "import os, signal\n"
+        "def more(*_):\n"
+        "    os.write(1, b'more'); open({ready!r}, 'w').close()\n"
+        "signal.signal(signal.SIGUSR1, more); os.write(1, b'a' * 5000)\n"
+        "while True: signal.pause()"
+    )
+    put_aside = asyncio.Event()
+
+    class Watching(FileHealth):
+        async def healthy(self) -> bool:
+            if set_aside.exists():
+                put_aside.set()
+            return await super().healthy()
+
+    told = Told()
+    part = replace(stand_in(tmp_path, writes), health=Watching(tmp_path / "part.ready"))
+
+    async with Supervisor(logs=tmp_path / "logs", mark=f"{tmp_path}#1", tell=told, pace=QUICK, log_bytes=4096) as kept:
+        kept.start(part)
+        pid = (await told.until(lambda s: s.pid is not None)).pid
+        await put_aside.wait()
+        assert pid is not None
+        os.kill(pid, signal.SIGUSR1)
+        await told.ready("part")
+
+    assert set_aside.read_bytes() == b"a" * 5000
+    assert (tmp_path / "logs" / "part.log").read_bytes() == b"more"
 
 
 async def test_a_component_that_stops_answering_is_unready_and_recovers_without_a_restart(tmp_path: Path) -> None:

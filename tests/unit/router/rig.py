@@ -81,6 +81,8 @@ class Answers:
     def attached(self, router: RouterKey) -> None:
         self.attached_routers.append(router)
 
+    def left(self, router: RouterKey) -> None: ...
+
     def detached(self, router: RouterKey) -> None:
         self.attached_routers.remove(router)
 
@@ -159,8 +161,9 @@ class Rig:
         offset = self.log.append(place, call_id, envelope.SerializeToString(), call_id if payload is None else payload)
         return place, offset
 
-    def commit(self) -> None:
+    async def commit(self) -> None:
         self.consumer.commit(self.intake.committable())
+        await settle()
 
     def committed(self, topic: str = "t", partition: int = 0) -> int:
         return self.log.committed[GROUP][TopicPartition(topic, partition)]

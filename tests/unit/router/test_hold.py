@@ -20,6 +20,19 @@ async def test_nothing_begins_while_the_model_server_is_away(rigged: MakeRig) ->
     assert list(rig.server.running) == [b"c"]
 
 
+async def test_no_more_than_a_window_waits_while_the_model_server_is_away(rigged: MakeRig) -> None:
+    """A free slot is no room then: the rest stays in the log, for another router to take."""
+    rig = rigged()
+    await rig.start({"t": 2})
+    rig.intake.hold()
+
+    for number in range(10):
+        rig.publish(b"%d" % number)
+    await settle()
+
+    assert rig.intake.waiting == 2
+
+
 async def test_a_lost_call_holds_the_others_until_the_model_server_was_looked_at(rigged: MakeRig) -> None:
     rig = rigged()
     await rig.start({"t": 1})

@@ -193,7 +193,7 @@ async def test_an_expired_call_is_not_run(rigged: MakeRig) -> None:
 
     rig.publish(b"c", seconds=-1)
     await settle()
-    rig.commit()
+    await rig.commit()
 
     assert not rig.server.begun
     assert rig.intake.ended == {"expired": 1}
@@ -326,7 +326,7 @@ async def test_the_calls_of_a_gateway_that_is_gone_are_skipped(rigged: MakeRig, 
 
     rig.publish(b"c", gateway=(GATEWAY, incarnation))
     await settle()
-    rig.commit()
+    await rig.commit()
 
     assert rig.intake.ended == {"gateway_gone": 1}
     assert not rig.server.begun
@@ -371,6 +371,31 @@ async def test_a_gateway_that_takes_no_answers_holds_up_only_its_own_calls(rigge
         await settle()
 
 
+async def test_a_gateway_that_takes_no_answers_may_not_fill_the_room_that_others_need(rigged: MakeRig) -> None:
+    """Its calls beyond half a window are refused, not kept."""
+    rig = rigged()
+    hung = Answers()
+    hub = rig.gateway("127.0.0.1:8", 80, hung)
+    hub.acknowledging = False
+    await rig.start({"t": 2})
+    rig.links.unacknowledged_bytes = 10
+    async with hub:
+        rig.publish(b"h0", gateway=("127.0.0.1:8", 80))
+        await settle()
+        rig.server.finish(b"h0", bytes(20))
+        await settle()
+
+        for call_id in ids(10, b"h"):
+            rig.publish(call_id, gateway=("127.0.0.1:8", 80))
+        for call_id in ids(2, b"other"):
+            rig.publish(call_id)
+        await settle()
+
+        assert set(rig.server.running) == set(ids(2, b"other"))
+        assert {outcome for _, _, outcome in hung.heard[1:]} == {Failure.GATEWAY_FULL}
+        assert rig.intake.ended["gateway_full"] == len(hung.heard[1:]) == 9
+
+
 async def test_what_has_not_begun_goes_back_to_the_log_and_what_runs_is_finished(rigged: MakeRig) -> None:
     rig = rigged(partitions=1)
     await rig.start({"t": 1})
@@ -400,7 +425,7 @@ async def test_a_rebalance_forgets_no_offset_of_a_partition_that_stays(rigged: M
     async with other:
         other.subscribe(["t"])
         await settle()
-        rig.commit()
+        await rig.commit()
 
         assert rig.committed(partition=0) == 1
         assert rig.committed(partition=1) == 1
@@ -423,8 +448,40 @@ async def test_a_record_that_is_read_again_while_it_runs_is_not_run_beside_itsel
 
     assert rig.answers.ids == [b"c"]
     assert list(rig.server.running) == [b"next"]
-    rig.commit()
+    await rig.commit()
     assert rig.committed() == 2
+
+
+async def test_a_commit_that_a_revocation_overtakes_is_made_by_the_revocation(rigged: MakeRig) -> None:
+    """It was asked for in the background, and partitions that are gone are not committed for any more."""
+    rig = rigged(partitions=1)
+    await rig.start({"t": 1})
+    rig.publish(b"c")
+    await settle()
+    rig.server.finish(b"c")
+    await settle()
+
+    rig.consumer.commit(rig.intake.committable())
+    rig.consumer.let_go(set(rig.consumer.owned))
+
+    assert rig.committed() == 1
+
+
+async def test_a_call_that_follows_the_last_one_is_waited_for_too(rigged: MakeRig) -> None:
+    rig = rigged()
+    await rig.start({"t": 1})
+    rig.publish(b"last")
+    rig.publish(b"next")
+    await settle()
+    quiet = asyncio.ensure_future(rig.intake.quiet())
+
+    rig.server.finish(b"last")
+    await settle()
+
+    assert list(rig.server.running) == [b"next"]
+    assert not quiet.done()
+    rig.server.finish(b"next")
+    await asyncio.wait_for(quiet, 1)
 
 
 async def test_quiet_is_when_nothing_runs(rigged: MakeRig) -> None:

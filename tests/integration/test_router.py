@@ -1,0 +1,127 @@
+"""A whole router between a real broker and a real Triton: what it commits, and what it says of itself."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from pathlib import Path
+from typing import cast
+
+import pytest
+from aiokafka import AIOKafkaConsumer
+from aiokafka import TopicPartition as AioPartition
+
+from headrace.bus.announcements import model_key
+from headrace.bus.answers.whereabouts import Whereabouts
+from headrace.bus.control import KafkaAnnouncements, Topics, until_announcements
+from headrace.bus.log import KafkaPublisher
+from headrace.bus.protocols import TopicPartition
+from headrace.bus.settings import KafkaSettings, PoolSettings, ReplyTrustSettings, TopicSettings
+from headrace.bus.topics import consumer_group, request_topic
+from headrace.bus.v1.announcement_pb2 import Announcement, ModelDescription
+from headrace.local.ports import FreePorts
+from router.app import Router
+from router.settings import AdminSettings, RouterSection, RouterSettings, TritonSettings
+
+SECONDS = 30.0
+ROUTER = "r"
+TOPICS = TopicSettings(request_partitions=2)
+
+
+@pytest.fixture
+async def kafka(broker: str) -> KafkaSettings:
+    """A broker that has the announcements topic."""
+    settings = KafkaSettings(bootstrap_servers=broker)
+    await until_announcements(settings, Topics(settings, TOPICS, client_id="test"), "test")
+    return settings
+
+
+@pytest.fixture
+def pool() -> str:
+    return f"test-{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def secret(tmp_path: Path) -> Path:
+    path = tmp_path / "secret"
+    path.write_text("a secret of this test", encoding="utf-8")
+    return path
+
+
+@asynccontextmanager
+async def routing(
+    kafka: KafkaSettings, triton: str, pool: str, secret: Path, topics: TopicSettings = TOPICS
+) -> AsyncIterator[None]:
+    """A router of its own pool; it has left when this is left."""
+    settings = RouterSettings(
+        kafka=kafka,
+        topics=topics,
+        pool=PoolSettings(name=pool),
+        reply_trust=ReplyTrustSettings(secret_file=secret),
+        router=RouterSection(
+            id=ROUTER,
+            triton=TritonSettings(address=triton),
+            admin=AdminSettings(host="127.0.0.1", port=FreePorts("127.0.0.1").take()),
+        ),
+    )
+    router = Router(settings, Whereabouts(["127.0.0.1"]))
+    async with AsyncExitStack() as owned:
+        await router.start(owned, asyncio.Event())
+        yield
+
+
+async def described(
+    kafka: KafkaSettings, pool: str, model: str, holds: Callable[[ModelDescription], bool]
+) -> list[ModelDescription]:
+    """All that the router has said of a model, until it says what is waited for."""
+    said = []
+    async with asyncio.timeout(SECONDS), KafkaAnnouncements(kafka, client_id="test") as log:
+        words = log.read()
+        async with aclosing(cast("AsyncGenerator[tuple[str, Announcement | None] | None]", words)):
+            async for word in words:
+                if word is not None and word[0] == model_key(pool, ROUTER, model) and word[1] is not None:
+                    said.append(word[1].model)
+                    if holds(said[-1]):
+                        break
+    return said
+
+
+@pytest.mark.timeout(90)
+async def test_what_was_taken_from_the_log_is_committed_while_the_router_runs(
+    kafka: KafkaSettings, triton_address: str, pool: str, secret: Path
+) -> None:
+    """Its lag can be trusted, and a router that is killed leaves the next one no more than what it had not begun."""
+    place = TopicPartition(request_topic(pool, "interactive", "simple"), 1)
+    group = consumer_group(pool, "interactive")
+    committed = AIOKafkaConsumer(bootstrap_servers=kafka.bootstrap_servers, group_id=group, enable_auto_commit=False)
+    async with routing(kafka, triton_address, pool, secret), AsyncExitStack() as owned:
+        await described(kafka, pool, "simple", lambda said: place.partition in said.partitions)
+        publisher = KafkaPublisher(
+            kafka, client_id="test", max_message_bytes=1 << 20, delivery_seconds=SECONDS, on_failure=lambda *_: None
+        )
+        await owned.enter_async_context(publisher)
+        owned.push_async_callback(committed.stop)
+        await committed.start()
+        for number in range(3):
+            publisher.publish(place, b"%16d" % number, b"", b"a record without an envelope is skipped")
+
+        async with asyncio.timeout(SECONDS):
+            while await committed.committed(AioPartition(*place)) != 3:
+                pass  # each question takes its time: there is nothing to spin on
+
+
+@pytest.mark.timeout(90)
+async def test_a_topic_that_cannot_be_made_keeps_no_other_model_from_being_served(
+    kafka: KafkaSettings, triton_address: str, pool: str, secret: Path
+) -> None:
+    """A quota or an access rule that forbids a new topic must not stop what has its topic."""
+    group = consumer_group(pool, "interactive")
+    await Topics(kafka, TOPICS, client_id="test").ensure_requests([request_topic(pool, "interactive", "simple")], group)
+    impossible = TopicSettings(replication_factor=3)
+
+    async with routing(kafka, triton_address, pool, secret, impossible):
+        served = await described(kafka, pool, "simple", lambda said: list(said.partitions) == [0, 1])
+        without = await described(kafka, pool, "slow", lambda said: bool(said.versions))
+
+    assert {said.partition_count for said in served} == {2}
+    assert {said.partition_count for said in without} == {0}

@@ -1,0 +1,291 @@
+"""The gateway as a whole, without a log: what passes between its parts when routers come, go, and fall silent."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import grpc
+import grpc.aio
+import pytest
+from google.rpc.error_details_pb2 import ErrorInfo
+from google.rpc.status_pb2 import Status
+
+from gateway.administration import SERVICE
+from gateway.app import Gateway, identify_from
+from gateway.calls import TAKE_OVER_SECONDS, Call
+from gateway.errors import RouterLost
+from gateway.infer import METHOD as MODEL_INFER
+from gateway.registry import ROUTER_SILENCE_SECONDS
+from gateway.settings import (
+    AdminSettings,
+    DrainSettings,
+    GatewaySection,
+    GatewaySettings,
+    GrpcSettings,
+    IdentitySettings,
+    ReplySettings,
+)
+from headrace.bus.answers.links import GrpcAnswerLinks, LinkTerms
+from headrace.bus.answers.whereabouts import Whereabouts
+from headrace.bus.answers.wire import Trust
+from headrace.bus.protocols import Link, Outcome, RouterKey, TopicPartition
+from headrace.bus.settings import KafkaSettings, ReplyTrustSettings
+from headrace.bus.v1.announcement_pb2 import ROUTER_STATE_LEAVING
+from tests.parts import missing
+from tests.unit.gateway.announcing import GATEWAY, POOL, description, heartbeat, own_heartbeat
+
+A, B = RouterKey("a", 1), RouterKey("b", 2)
+LOOPBACK, KEY = "127.0.0.1", "let-me-in"
+PATIENCE_SECONDS = 10.0
+
+
+def settings(folder: Path, host: str = LOOPBACK, grace_seconds: float = 60.0) -> GatewaySettings:
+    secret, key = folder / "secret", folder / "key"
+    secret.write_text("shared")
+    key.write_text(KEY)
+    return GatewaySettings(
+        kafka=KafkaSettings(bootstrap_servers="127.0.0.1:1"),
+        reply_trust=ReplyTrustSettings(secret_file=secret),
+        gateway=GatewaySection(
+            id=GATEWAY,
+            grpc=GrpcSettings(host=host, port=0),
+            reply=ReplySettings(host=host, port=0),
+            admin=AdminSettings(host=host, port=0),
+            identity=IdentitySettings(development_key_file=key),
+            drain=DrainSettings(notice_seconds=0, grace_seconds=grace_seconds),
+        ),
+    )
+
+
+@asynccontextmanager
+async def started(chosen: GatewaySettings) -> AsyncIterator[Gateway]:
+    """A gateway as far as it gets before it asks for the broker: its ports are open."""
+    gateway, stop = Gateway(chosen, identify_from(chosen.gateway.identity)), asyncio.Event()
+    stop.set()
+    async with AsyncExitStack() as owned:
+        await gateway.start(owned, stop)
+        yield gateway
+
+
+@pytest.fixture
+async def gateway(tmp_path: Path) -> AsyncIterator[Gateway]:
+    async with started(settings(tmp_path)) as made:
+        yield made
+
+
+def routers(gateway: Gateway, *keys: RouterKey) -> None:
+    """These routers announced themselves at second 0, each with one partition of a model, and are attached."""
+    for partition, key in enumerate(keys):
+        gateway._registry.apply(*heartbeat(key), 0.0)
+        gateway._registry.apply(*description(key, partitions=(partition,)), 0.0)
+        gateway.attached(key)
+
+
+def waiting(gateway: Gateway, router: RouterKey, *, partition: int = 0) -> Call:
+    """A call that waits for this router."""
+    answer: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+    place = TopicPartition("topic.simple", partition)
+    call = Call(bytes([len(gateway._calls)]), "simple", place, router, 0, answer)
+    gateway._calls.begin(call, 1)
+    return call
+
+
+def is_lost(call: Call) -> bool:
+    return call.answer.done() and isinstance(call.answer.exception(), RouterLost)
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+# Silence.
+
+
+async def test_the_calls_of_a_silent_router_end_and_others_wait_on(gateway: Gateway) -> None:
+    """While the log works: this gateway's own heartbeats come back."""
+    routers(gateway, A, B)
+    call, other = waiting(gateway, A), waiting(gateway, B)
+    for beat in range(1, 5):
+        gateway._registry.apply(*own_heartbeat(beat, gateway._incarnation), float(beat - 1))
+        gateway._registry.apply(*heartbeat(B, beat), float(beat - 1))
+
+    gateway._advance(ROUTER_SILENCE_SECONDS)
+    assert not call.answer.done()
+    gateway._advance(ROUTER_SILENCE_SECONDS + 0.1)
+
+    assert is_lost(call)
+    assert not other.answer.done()
+
+
+# Leaving.
+
+
+async def test_a_router_that_said_goodbye_leaves_its_calls_to_the_next_owner(gateway: Gateway) -> None:
+    """However the next owner's announcement and the end of the leaving one's stream fall, for a while."""
+    routers(gateway, A, B)
+    call = waiting(gateway, A)
+
+    gateway.left(A)
+    gateway.detached(A)
+    gateway._advance(now() + TAKE_OVER_SECONDS - 0.5)
+    gateway._registry.apply(*description(B, partitions=(0, 1)), 1.0)
+    gateway._advance(now() + TAKE_OVER_SECONDS + 0.5)
+
+    assert not call.answer.done()
+    assert call.routers == (B,)
+
+
+async def test_what_nobody_took_over_in_time_is_lost(gateway: Gateway) -> None:
+    routers(gateway, A, B)
+    call = waiting(gateway, A)
+
+    gateway.left(A)
+    gateway.detached(A)
+    assert not call.answer.done()
+    gateway._advance(now() + TAKE_OVER_SECONDS + 0.5)
+
+    assert is_lost(call)
+
+
+async def test_nothing_is_kept_for_a_model_that_no_other_router_has_ready(gateway: Gateway) -> None:
+    routers(gateway, A)
+    call = waiting(gateway, A)
+
+    gateway.left(A)
+    gateway.detached(A)
+
+    assert is_lost(call)
+
+
+async def test_what_is_kept_ends_once_the_other_router_is_gone_too(gateway: Gateway) -> None:
+    routers(gateway, A, B)
+    call = waiting(gateway, A)
+
+    gateway.left(A)
+    gateway.detached(A)
+    gateway.detached(B)
+    gateway._advance(now())
+
+    assert is_lost(call)
+
+
+async def test_a_router_that_dies_while_it_leaves_is_a_lost_one(gateway: Gateway) -> None:
+    """It announced that it leaves, and its stream broke without a goodbye: what it ran has no answer."""
+    routers(gateway, A, B)
+    call = waiting(gateway, A)
+    gateway._registry.apply(*heartbeat(A, 2, ROUTER_STATE_LEAVING), 1.0)
+    gateway._registry.apply(*description(B, partitions=(0, 1)), 1.0)
+    assert call.routers == (A, B)
+
+    gateway.detached(A)
+
+    assert is_lost(call)
+
+
+async def test_a_goodbye_counts_once(gateway: Gateway) -> None:
+    routers(gateway, A, B)
+    gateway.left(A)
+    gateway.detached(A)
+    gateway.attached(A)
+    call = waiting(gateway, A)
+
+    gateway.detached(A)
+
+    assert is_lost(call)
+
+
+# The gateway's own leaving.
+
+
+class Router:
+    """A router whose model server answers an administrative call when it is told to."""
+
+    def __init__(self) -> None:
+        self.is_asked = asyncio.Event()
+        self.answer: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+
+    def cancelled(self, call_id: bytes, attempt: int, expire_time_unix_micros: int) -> None: ...
+
+    def link_changed(self, link: Link) -> None: ...
+
+    async def administer(self, _method: str, _request: bytes, _expire_time_unix_micros: int) -> Outcome:
+        self.is_asked.set()
+        return await self.answer
+
+
+@asynccontextmanager
+async def administered(
+    gateway: Gateway, chosen: GatewaySettings
+) -> AsyncIterator[tuple["grpc.aio.UnaryUnaryCall[bytes, bytes]", Router, grpc.aio.Channel]]:
+    """An administrative call that a router's model server has been asked, and has not answered."""
+    router = Router()
+    terms = LinkTerms(
+        router=A,
+        pool=POOL,
+        attach_seconds=5,
+        stall_seconds=5,
+        unacknowledged_bytes=1 << 20,
+        max_message_bytes=1 << 20,
+    )
+    links = GrpcAnswerLinks(
+        terms=terms, trust=Trust(chosen.reply_trust), whereabouts=Whereabouts(["127.0.0.0/8"]), events=router
+    )
+    known = gateway._registry
+    known.apply(*heartbeat(A), 0.0)
+    async with links, grpc.aio.insecure_channel(f"{LOOPBACK}:{gateway._port}") as channel:
+        links.gateway_announced(gateway._reply_address, gateway._incarnation)
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await known.wait_for(lambda: any(True for _ in known.live_routers()))
+            call = asked(channel, f"/{SERVICE}/TraceSetting")
+            await router.is_asked.wait()
+            yield call, router, channel
+
+
+def asked(channel: grpc.aio.Channel, method: str) -> "grpc.aio.UnaryUnaryCall[bytes, bytes]":
+    made: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(method)
+    return made(b"", metadata=(("x-api-key", KEY),), timeout=PATIENCE_SECONDS)
+
+
+async def reason(call: "grpc.aio.UnaryUnaryCall[bytes, bytes]") -> str:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    info = ErrorInfo()
+    [details] = [value for key, value in caught.value.trailing_metadata() if key == "grpc-status-details-bin"]
+    assert isinstance(details, bytes)
+    assert Status.FromString(details).details[0].Unpack(info)
+    return info.reason
+
+
+async def test_a_gateway_that_leaves_lets_administration_end(gateway: Gateway, tmp_path: Path) -> None:
+    async with administered(gateway, settings(tmp_path)) as (call, router, channel):
+        draining = asyncio.create_task(gateway.drain())
+        assert await reason(asked(channel, MODEL_INFER)) == "SHUTTING_DOWN"
+
+        assert not draining.done()
+        router.answer.set_result(b"done")
+
+        await draining
+        assert await call == b"done"
+
+
+async def test_administration_holds_up_no_gateway_for_longer_than_its_grace(tmp_path: Path) -> None:
+    chosen = settings(tmp_path, grace_seconds=0)
+    async with started(chosen) as gateway, administered(gateway, chosen) as (call, _, _):
+        await gateway.drain()
+
+        assert not call.done()
+
+
+# Where it listens.
+
+
+async def test_a_gateway_listens_on_ipv6(tmp_path: Path) -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        missing("IPv6", "give the loopback interface the address ::1")
+
+    async with started(settings(tmp_path, host="::1")) as gateway:
+        assert gateway._reply_address.startswith("[::1]:")
