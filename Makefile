@@ -27,7 +27,7 @@ BENCH := .venv/.stamp-bench
 PROTO_IMPORTS := build/protos
 BUS_PROTOS := $(wildcard protos/headrace/bus/v1/*.proto)
 
-.PHONY: help setup run test check lint types imports protos stubs gen requirements fuzz bench clean
+.PHONY: help setup run test coverage check lint types imports protos stubs gen requirements fuzz bench clean
 
 help: ## List the commands
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -60,6 +60,12 @@ run: $(LOCAL) ## Start the whole stack on this machine; options as ARGS="--repli
 
 test: $(DEV) ## Run the tests; pytest's options as ARGS="-k registry"
 	@$(BIN)/python -m pytest $(ARGS)
+
+coverage: $(DEV) ## Fail where the quick tests cover less of the code than before
+	@rm -f .coverage .coverage.*
+	@$(BIN)/python -m coverage run -m pytest -q tests/unit
+	@$(BIN)/python -m coverage combine --quiet
+	@$(BIN)/python -m coverage report
 
 check: lint types imports protos stubs ## Check style, types, imports and protos
 

@@ -49,9 +49,11 @@ class ReplyLinkSettings(Section):
     attach_seconds: Annotated[float, Field(gt=0, le=10)] = 1.0
     """How long attaching may take while a gateway's records wait aside."""
     stall_seconds: Annotated[float, Field(gt=0)] = 5.0
-    """A gateway that acknowledges nothing for so long is detached; a second more for every 8 MiB that are under way."""
+    """A gateway that acknowledges nothing for so long is detached; a second more for every 8 MiB of the
+    oldest answer under way."""
     unacknowledged_bytes: Annotated[int, Field(ge=MEBIBYTE)] = 256 * MEBIBYTE
-    """Answers kept per gateway until it acknowledges them."""
+    """Answers kept per gateway until it acknowledges them; beyond it no call begins, and what runs then adds one answer
+    each, up to the models' windows."""
 
 
 class AdminSettings(Section):

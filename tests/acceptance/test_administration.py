@@ -33,7 +33,7 @@ def _loaded_again(gateway: Client) -> Iterator[None]:
 @pytest.mark.usefixtures("_loaded_again")
 def test_what_was_unloaded_is_refused_and_what_was_loaded_answers(gateway: Client) -> None:
     """Without any waiting in between: the call returns when its effect is there."""
-    for _ in range(3):
+    for _ in range(2):
         unload(gateway)
         assert state(gateway) in {"UNLOADING", "UNAVAILABLE"}
         assert not gateway.ask("ModelReady", oip.ModelReadyRequest(name=MODEL)).ready

@@ -1,11 +1,12 @@
 """Processes that are started wrongly, or before what they need: one line that says what to do, and no traceback."""
 
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -86,19 +87,46 @@ def environment(settings: Mapping[str, str]) -> dict[str, str]:
     return {**os.environ, **NATIVE_ENVIRONMENT, **settings}
 
 
-def refusal_of(module: str, settings: Mapping[str, str]) -> list[str]:
-    """The lines that a process says on stderr before it ends, which it must do with status 2 and nothing else said."""
-    done = subprocess.run(
-        [sys.executable, "-m", module],
-        env=environment(settings),
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-        check=False,
-    )
-    assert done.returncode == USAGE, done.stderr
-    assert "Traceback" not in done.stdout + done.stderr
-    return done.stderr.splitlines()
+# Imports what takes a process a second to import, begins nothing, and forks: a process for each line that it reads.
+FORKING = """
+import json, os, runpy, sys
+import gateway.app, router.app
+for line in sys.stdin:
+    module, env, says = json.loads(line)
+    child = os.fork()
+    if not child:
+        os.environ.clear()
+        os.environ.update(env)
+        out = os.open(says, os.O_WRONLY | os.O_CREAT)
+        os.dup2(out, 1)
+        os.dup2(out, 2)
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        sys.exit()
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+RefusalOf = Callable[[str, Mapping[str, str]], list[str]]
+
+
+@pytest.fixture(scope="module")
+def refusal_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RefusalOf]:
+    """The lines that a gateway or a router says before it ends, which it must do with status 2."""
+    says = tmp_path_factory.mktemp("refusals") / "says"
+    env = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}  # no thread may run where it forks
+    command = [sys.executable, "-c", FORKING]
+    with subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as forking:
+        stdin, stdout = forking.stdin, forking.stdout
+        assert stdin is not None
+        assert stdout is not None
+
+        def refusal(module: str, settings: Mapping[str, str]) -> list[str]:
+            says.unlink(missing_ok=True)
+            print(json.dumps([module, environment(settings), str(says)]), file=stdin, flush=True)
+            status, said = int(stdout.readline()), says.read_text()
+            assert status == USAGE, said
+            assert "Traceback" not in said
+            return said.splitlines()
+
+        yield refusal
 
 
 # Settings.
@@ -106,7 +134,7 @@ def refusal_of(module: str, settings: Mapping[str, str]) -> list[str]:
 
 @pytest.mark.parametrize("module", ["gateway", "router"])
 @pytest.mark.parametrize("name", ["HEADRACE_GATWAY__ID", "HEADRACE_KAFKA__BOOTSTRAP_SERVER", "HEADRACE_NONSENSE"])
-def test_an_unknown_setting_is_an_error(files: Files, module: str, name: str) -> None:
+def test_an_unknown_setting_is_an_error(files: Files, refusal_of: RefusalOf, module: str, name: str) -> None:
     settings = {
         "gateway": gateway_settings(files, kafka_port=1),
         "router": router_settings(files, kafka_port=1, triton=f"{HOST}:1"),
@@ -149,7 +177,7 @@ def test_an_unknown_setting_is_an_error(files: Files, module: str, name: str) ->
     ids=lambda value: next(iter(value)).removeprefix("HEADRACE_") if isinstance(value, dict) else "",
 )
 def test_every_bad_setting_is_named_on_a_line_of_its_own(
-    files: Files, wrong: Mapping[str, str], names: list[str]
+    files: Files, refusal_of: RefusalOf, wrong: Mapping[str, str], names: list[str]
 ) -> None:
     settings = {name: value.format(**vars(files)) for name, value in wrong.items()}
 
@@ -159,7 +187,7 @@ def test_every_bad_setting_is_named_on_a_line_of_its_own(
     assert all(any(name in line for line in lines) for name in names), lines
 
 
-def test_a_secret_in_the_wrong_place_is_not_printed(files: Files) -> None:
+def test_a_secret_in_the_wrong_place_is_not_printed(files: Files, refusal_of: RefusalOf) -> None:
     """A value where a file's name belongs may be the secret itself."""
     settings = gateway_settings(files, kafka_port=1) | {"HEADRACE_GATEWAY__GRPC__PORT": "hr_x_s3cret"}
 
@@ -175,20 +203,25 @@ def test_a_secret_in_the_wrong_place_is_not_printed(files: Files) -> None:
     ],
     ids=["window", "network", "secret"],
 )
-def test_a_router_s_bad_settings_are_named(files: Files, wrong: dict[str, str]) -> None:
+def test_a_router_s_bad_settings_are_named(files: Files, refusal_of: RefusalOf, wrong: dict[str, str]) -> None:
     (line,) = refusal_of("router", router_settings(files, kafka_port=1, triton=f"{HOST}:1") | wrong)
 
     assert "HEADRACE_ROUTER" in line or "HEADRACE_REPLY_TRUST" in line
 
 
-def test_a_process_without_any_settings_says_what_it_needs() -> None:
-    for module in ("gateway", "router"):
-        lines = refusal_of(module, {})
-        assert any("HEADRACE_REPLY_TRUST" in line for line in lines)
+@pytest.mark.parametrize("module", ["gateway", "router"])
+def test_a_process_without_any_settings_says_what_it_needs(module: str) -> None:
+    """Started as an operator starts it, all by itself."""
+    command = [sys.executable, "-m", module]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+
+    assert (done.returncode, done.stdout) == (USAGE, "")
+    assert "HEADRACE_REPLY_TRUST" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("part", ["GRPC", "REPLY", "ADMIN"])
-def test_a_busy_port_is_named(files: Files, part: str) -> None:
+def test_a_busy_port_is_named(files: Files, refusal_of: RefusalOf, part: str) -> None:
     settings = gateway_settings(files, kafka_port=1)
     port = int(settings[f"HEADRACE_GATEWAY__{part}__PORT"])
 
@@ -297,12 +330,17 @@ def process(module: str, settings: Mapping[str, str], log: Path) -> Iterator[sub
         started = subprocess.Popen(command, env=environment(settings), stdin=subprocess.DEVNULL, stdout=out, stderr=out)
     try:
         yield started
-        started.send_signal(signal.SIGTERM)
-        assert started.wait(SECONDS) == 0, log.read_text()
+        stop(started)
+        assert started.returncode == 0, log.read_text()
         assert "Traceback" not in log.read_text()
     finally:
         started.kill()
         started.wait()
+
+
+def stop(started: subprocess.Popen[bytes]) -> None:
+    started.send_signal(signal.SIGTERM)
+    started.wait(SECONDS)
 
 
 def says(address: str) -> str:
@@ -322,7 +360,7 @@ def test_a_gateway_waits_for_its_broker_and_says_so(
     settings = gateway_settings(files, kafka_port=port)
     admin = f"{HOST}:{settings['HEADRACE_GATEWAY__ADMIN__PORT']}"
     address = f"{HOST}:{settings['HEADRACE_GATEWAY__GRPC__PORT']}"
-    with process("gateway", settings, tmp_path / "gateway.log"), client(address) as gateway:
+    with process("gateway", settings, tmp_path / "gateway.log") as started, client(address) as gateway:
         eventually(lambda: "broker" in says(admin), seconds=SECONDS, what="/readyz says that the broker is away")
         assert get(admin, "/livez")[0] == 200
         assert get(admin, "/readyz")[0] == 503
@@ -334,6 +372,7 @@ def test_a_gateway_waits_for_its_broker_and_says_so(
         kafka.prepare_storage(broker_install, home, port=port, controller_port=ports.take(), sasl=None)
         with started_broker(broker_install, home, port):
             eventually(lambda: get(admin, "/readyz")[0] == 200, seconds=SECONDS, what="the gateway is ready")
+            stop(started)  # with a broker, to which it can say goodbye at once
 
 
 @pytest.mark.parametrize("module", ["gateway", "router"])

@@ -358,9 +358,7 @@ class GrpcLink:
             await asyncio.sleep(tick)  # a clock, not a wait for an event
             if not self._unacknowledged:
                 continue
-            self._waited_seconds += (
-                tick  # not the time of day: while this process stands still, nobody's answer is late
-            )
+            self._waited_seconds += tick  # no clock: while this process stands still, nothing is late
             # The oldest alone has been under way since the last acknowledgement: the others queue behind it.
             patience = self._terms.stall_seconds + self._unacknowledged[0].size / _SLOWEST_BYTES_PER_SECOND
             if self._waited_seconds > patience:
