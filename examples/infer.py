@@ -6,7 +6,7 @@ python examples/infer.py 127.0.0.1:8001 KEY
 import sys
 
 import numpy as np
-from tritonclient.grpc import InferenceServerClient, InferInput
+from tritonclient.grpc import InferenceServerClient, InferenceServerException, InferInput
 
 
 def main(address: str, key: str) -> None:
@@ -27,6 +27,9 @@ def main(address: str, key: str) -> None:
 if __name__ == "__main__":
     match sys.argv[1:]:
         case [address, key]:
-            main(address, key)
+            try:
+                main(address, key)
+            except InferenceServerException as error:
+                sys.exit(str(error))
         case _:
             sys.exit(f"usage: {sys.argv[0]} HOST:PORT KEY")

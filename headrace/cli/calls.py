@@ -127,7 +127,7 @@ def _infer(
 
         headrace infer text_embedding "water turns the wheel"
 
-        headrace infer simple --input INPUT0=[0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15] --input INPUT1=@ones.npy --json
+        headrace infer simple --input 'INPUT0=[0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15]' --input INPUT1=@YOURS.npy --json
     """
     from headrace.local.client import CallError, InputError, parse_inputs  # noqa: PLC0415  slow to import
 

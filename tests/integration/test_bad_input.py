@@ -62,6 +62,7 @@ def gateway_settings(files: Files, *, kafka_port: int) -> dict[str, str]:
         "HEADRACE_KAFKA__BOOTSTRAP_SERVERS": f"{HOST}:{kafka_port}",
         "HEADRACE_REPLY_TRUST__SECRET_FILE": str(files.secret),
         "HEADRACE_GATEWAY__ID": "gateway-under-test",
+        "HEADRACE_GATEWAY__DRAIN__NOTICE_SECONDS": "0",  # no balancer needs the time to look elsewhere
         "HEADRACE_GATEWAY__IDENTITY__DEVELOPMENT_KEY_FILE": str(files.key),
         **{
             f"HEADRACE_GATEWAY__{part}__{name}": value
