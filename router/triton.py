@@ -27,6 +27,8 @@ UnaryUnary: TypeAlias = (
 
 _ANSWER_ROOM_BYTES = 1 << 20
 _CLOCK_SECONDS = 0.005  # gRPC's timer may be ahead of the loop's clock, which goes in milliseconds
+_MADE_HERE = ("Stream removed (", "failed to connect to all addresses")
+"""How gRPC's own texts begin that tell of a broken connection; the next one may stand already when they are read."""
 _log = logging.getLogger(__name__)
 
 
@@ -137,7 +139,7 @@ class Triton:
         if text.startswith("CLIENT: Received message larger than max"):
             return Failure.ANSWER_TOO_LARGE
         ready = self._channel.get_state() is grpc.ChannelConnectivity.READY
-        if not ready or connection != self._connection or text.startswith("Stream removed ("):
+        if not ready or connection != self._connection or text.startswith(_MADE_HERE):
             _log.warning("a call was lost on its way to Triton: %s", text, extra={"event": "triton_lost"})
             return Failure.TRITON_LOST
         trailing = [

@@ -40,8 +40,10 @@ def record_of(stack: Stack, payload: bytes) -> Message:
         consumer.assign([TopicPartition(topic, partition, 0) for partition in partitions])
 
         def look() -> Message | None:
-            message = consumer.poll(0.1)
-            return message if message is not None and message.value() == payload else None
+            while (message := consumer.poll(0.1)) is not None:
+                if message.value() == payload:
+                    return message
+            return None
 
         return eventually(look, seconds=SECONDS, what="a record with exactly the client's bytes")
     finally:
