@@ -104,7 +104,7 @@ def test_contradicting_options_of_up_are_one_line_and_start_nothing(cli: CliRunn
 
 
 def test_a_model_repository_that_is_not_there_is_one_line(cli: CliRunner, tmp_path: Path) -> None:
-    options = ["--grpc-port=29001", "--admin-port=29002", f"--state-dir={tmp_path}", "--model-repository=/nowhere"]
+    options = ["--grpc-port=18001", "--admin-port=18002", f"--state-dir={tmp_path}", "--model-repository=/nowhere"]
 
     done = cli.invoke(app, ["up", *options])
 
