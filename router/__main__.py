@@ -2,11 +2,11 @@
 
 import sys
 
-from headrace.runtime.lifecycle import collect_rarely, run, with_malloc_environment
+from headrace.runtime.lifecycle import collect_rarely, run, with_native_environment
 from router.app import serve
 from router.settings import RouterSettings
 
 if __name__ == "__main__":
-    with_malloc_environment()
+    with_native_environment()
     collect_rarely()
     sys.exit(run(lambda stop: serve(RouterSettings.load(), stop)))

@@ -31,12 +31,19 @@ NATIVE_ENVIRONMENT = {
     # and zeroed again: nearly half of the CPU of a 4 MiB call.
     "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 32),
+    # What one thread frees, another may have: a body passes through several, and each would keep an arena of its own.
+    "MALLOC_ARENA_MAX": "1",
+    # The thread that waits for gRPC's events does gRPC's reading and writing too, instead of waking others for it.
+    "GRPC_EXPERIMENTS": "-event_engine_poller_for_python",
     # gRPC's core writes lines of its own beside our log; what matters of them reaches us as errors.
     "GRPC_VERBOSITY": "NONE",
 }
-"""What malloc and gRPC's core should find in a process's environment; what is set there already wins."""
+"""What malloc and gRPC's core should find in a process's environment; what is set there already wins.
+
+Measured in `docs/adr/0011-native-environment.md`.
+"""
 _GC_THRESHOLDS = (10_000, 20, 50)
-_REEXECUTED = "headrace-malloc"  # an interpreter option: a wrapper may drop variables, and we would loop
+_REEXECUTED = "headrace-native"  # an interpreter option: a wrapper may drop variables, and we would loop
 
 
 class Unstartable(Exception):  # noqa: N818  says what the process is, as SettingsError says what is wrong
@@ -67,10 +74,10 @@ def collect_rarely() -> None:
     gc.set_threshold(*_GC_THRESHOLDS)
 
 
-def with_malloc_environment() -> None:
-    """Execute this process anew, once, with malloc settings fit for large messages, unless they are set already.
+def with_native_environment() -> None:
+    """Execute this process anew, once, with NATIVE_ENVIRONMENT, unless it is set already.
 
-    malloc reads them before Python runs, so setting them in place has no effect. Call it before anything is opened.
+    malloc reads its part before Python runs, so setting it in place has no effect. Call it before anything is opened.
     """
     if sys.platform != "linux" or _REEXECUTED in sys._xoptions or NATIVE_ENVIRONMENT.keys() <= os.environ.keys():  # noqa: SLF001  the documented way to read -X
         return

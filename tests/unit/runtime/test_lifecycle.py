@@ -11,7 +11,16 @@ from contextlib import contextmanager
 
 import pytest
 
-from headrace.runtime.lifecycle import EXIT_FAILED, EXIT_USAGE, Background, Unstartable, run, serve_until, unless
+from headrace.runtime.lifecycle import (
+    EXIT_FAILED,
+    EXIT_USAGE,
+    NATIVE_ENVIRONMENT,
+    Background,
+    Unstartable,
+    run,
+    serve_until,
+    unless,
+)
 from headrace.runtime.settings import SettingsError
 
 
@@ -124,8 +133,8 @@ sys.exit(run(main))
 
 MALLOC = """
 import json, os, sys
-from headrace.runtime.lifecycle import with_malloc_environment
-with_malloc_environment()
+from headrace.runtime.lifecycle import with_native_environment
+with_native_environment()
 print(json.dumps([os.getpid(), os.environ.get("MALLOC_MMAP_THRESHOLD_"), os.environ.get("MALLOC_TRIM_THRESHOLD_")]))
 """
 
@@ -156,6 +165,14 @@ def test_a_process_that_loses_its_variables_does_not_execute_itself_for_ever() -
         out, _ = child.communicate(timeout=30)
 
     assert json.loads(out)[1:] == [None, None]
+
+
+def test_grpc_knows_the_experiment_that_it_is_told_to_leave() -> None:
+    """What it does not know it passes over: after an upgrade its threads would be back without a word."""
+    with python("import grpc, grpc.aio", **(NATIVE_ENVIRONMENT | {"GRPC_VERBOSITY": "ERROR"})) as child:
+        _, err = child.communicate(timeout=30)
+
+    assert "experiment" not in err.lower()
 
 
 async def test_serving_ends_when_told() -> None:
