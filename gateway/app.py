@@ -288,6 +288,8 @@ class Gateway:
             self._advance(clock())
 
     def _advance(self, now: float) -> None:
+        for router, at in self._hub.heard_at.items():
+            self._registry.heard(router, at)
         for router in self._registry.advance(now):
             self._calls.router_lost(router, self._infer.abandon)
         self._calls.advance(now, self._is_served, self._infer.abandon)

@@ -5,7 +5,8 @@ key and of who is attached; the order of records of different keys makes no diff
 
 A router is live when it announces that it is ready and is attached to this gateway. A broken reply stream (`detached`)
 counts at once. Missed heartbeats count only while the log visibly works, which is told by this gateway's own heartbeats
-that come back through it; while the log is away the last view stands.
+that come back through it; while the log is away the last view stands. Nor do they count while the router's answers
+come: under load a heartbeat may wait longer than they do.
 """
 
 import asyncio
@@ -95,9 +96,9 @@ class Router:
     key: RouterKey
     heartbeat: RouterHeartbeat
     heard_at: float
-    """When its newest heartbeat arrived, on the clock that the registry is given."""
+    """When its newest heartbeat arrived, or something over its stream, on the clock that the registry is given."""
     silent: bool
-    """Whether it missed its heartbeats while the log worked."""
+    """Whether it missed its heartbeats while the log worked, and said nothing over its stream either."""
     attached: bool
     """Whether its reply stream to this gateway stands."""
 
@@ -184,6 +185,12 @@ class Registry:
         """A router's reply stream broke."""
         self._attached.discard(router)
         self._reconsider(router.id)
+
+    def heard(self, router: RouterKey, at: float) -> None:
+        """Something came over a router's stream: it lives."""
+        known = self._routers.get(router.id)
+        if known is not None and known.key == router and at > known.heard_at:
+            self._store(replace(known, heard_at=at, silent=False))
 
     def advance(self, now: float) -> list[RouterKey]:
         """Let time pass: the routers that are returned have been silent for too long, and are not live from here on."""

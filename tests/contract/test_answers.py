@@ -68,6 +68,24 @@ async def test_every_answer_arrives_once_in_order_and_as_it_was_sent(carrier: An
     assert gateway.answers == sent
 
 
+async def test_the_gateway_knows_when_it_last_heard_of_whom(carrier: AnswerCarrier) -> None:
+    gateway, router = await carrier.gateway(INCARNATION), await carrier.router()
+    clock, before = asyncio.get_running_loop().time, asyncio.get_running_loop().time()
+    link = await attached(router, gateway)
+    await gateway.until(lambda: bool(gateway.present))
+    at_first = gateway.hub.heard_at[router.key]
+    assert before <= at_first <= clock()
+    await asyncio.sleep(0.01)  # so that the clock has moved
+
+    link.send(b"c", 1, b"answer")
+    await gateway.until(lambda: bool(gateway.answers))
+
+    assert at_first < gateway.hub.heard_at[router.key] <= clock()
+    await carrier.leave(router)
+    await gateway.until(lambda: not gateway.present)
+    assert router.key not in gateway.hub.heard_at
+
+
 async def test_answers_that_were_sent_while_attaching_arrive_too(carrier: AnswerCarrier) -> None:
     gateway, router = await carrier.gateway(INCARNATION), await carrier.router()
     link = linked(router, gateway)

@@ -70,6 +70,7 @@ class GrpcAnswerHub:
         self._server.add_generic_rpc_handlers((_Handlers(self._attach),))
 
     async def __aenter__(self) -> Self:
+        self._loop = asyncio.get_running_loop()
         await self._server.start()
         return self
 
@@ -91,6 +92,11 @@ class GrpcAnswerHub:
     def routers(self) -> Iterable[RouterKey]:
         """The routers that are attached now."""
         return self._routers.keys()
+
+    @property
+    def heard_at(self) -> dict[RouterKey, float]:
+        """See AnswerHub.heard_at."""
+        return {router: attached.heard_at for router, attached in self._routers.items()}
 
     def cancel(self, call_id: bytes, attempt: int, expire_time_unix_micros: int) -> None:
         """See AnswerHub.cancel."""
@@ -137,6 +143,7 @@ class GrpcAnswerHub:
                 _log.info("router %s attached", router.id, extra={"event": "router_attached", "router": router.id})
                 writer = asyncio.create_task(attached.outbox.run(), name=f"reply-writer-{router.id}")
                 async for raw in requests:
+                    attached.heard_at = self._loop.time()
                     large = unframed(raw)
                     if large is None:
                         self._take(AttachRequest.FromString(raw), len(raw), attached)
@@ -223,6 +230,7 @@ class _AttachedRouter:
         self._bytes_due = 0
         self._timer: asyncio.TimerHandle | None = None
         self.outbox = Outbox(self._due, context.write)
+        self.heard_at = self._loop.time()
         self._closed = False
         self._stay: asyncio.Timeout | None = None
 

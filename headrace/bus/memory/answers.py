@@ -55,6 +55,8 @@ class MemoryAnswerHub:
         """While False, answers are taken and not acknowledged."""
         self._network = network
         self._links: dict[RouterKey, MemoryLink] = {}
+        self.heard_at: dict[RouterKey, float] = {}
+        """See AnswerHub.heard_at."""
         self._cancellations: dict[bytes, tuple[int, int]] = {}
         self._commands: dict[asyncio.Task[Outcome], RouterKey] = {}
 
@@ -103,6 +105,7 @@ class MemoryAnswerHub:
             if expires > now:
                 link.events.cancelled(call_id, attempt, expires)
         self._links[link.router] = link
+        self.heard_at[link.router] = asyncio.get_running_loop().time()
         self.events.attached(link.router)
 
     def ended(self, link: "MemoryLink", *, goodbye: bool) -> None:
@@ -110,6 +113,7 @@ class MemoryAnswerHub:
         if self._links.get(link.router) is not link:
             return
         del self._links[link.router]
+        del self.heard_at[link.router]
         for command, router in self._commands.items():
             if router == link.router:
                 command.cancel()
@@ -297,6 +301,7 @@ class MemoryLink:
         had_room = self.has_room
         while self._unsent:
             answer = self._unsent.popleft()
+            hub.heard_at[self.router] = asyncio.get_running_loop().time()
             hub.events.answered(answer.call_id, answer.attempt, answer.outcome)
         if hub.acknowledging:
             self._unacknowledged.clear()

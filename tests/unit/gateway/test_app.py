@@ -270,6 +270,22 @@ async def test_a_gateway_that_leaves_lets_administration_end(gateway: Gateway, t
         assert await call == b"done"
 
 
+async def test_what_comes_over_a_routers_stream_is_a_sign_of_its_life(gateway: Gateway, tmp_path: Path) -> None:
+    """It attached a moment ago, and its heartbeats are old."""
+    async with administered(gateway, settings(tmp_path)):
+        known, moment = gateway._registry, now()
+
+        for beat in range(5):
+            known.apply(*own_heartbeat(beat, gateway._incarnation), moment - 4 + beat)
+        gateway._advance(moment)
+        assert [router.key for router in known.live_routers()] == [A]
+
+        for second in range(1, 4):
+            known.apply(*own_heartbeat(4 + second, gateway._incarnation), moment + second)
+        gateway._advance(moment + ROUTER_SILENCE_SECONDS + 0.1)
+        assert list(known.live_routers()) == []
+
+
 async def test_administration_holds_up_no_gateway_for_longer_than_its_grace(tmp_path: Path) -> None:
     chosen = settings(tmp_path, grace_seconds=0)
     async with started(chosen) as gateway, administered(gateway, chosen) as (call, _, _):

@@ -191,6 +191,25 @@ def test_a_silent_router_is_dead_after_three_seconds() -> None:
     assert owners(clock.known) == [A]
 
 
+def test_a_router_whose_answers_come_is_alive_without_a_heartbeat() -> None:
+    """Under load its heartbeats may wait longer in the log than its answers do on their stream."""
+    clock = Clock(A, B)
+    clock.speaking.clear()
+
+    for _ in range(10):
+        clock.known.heard(A, clock.now)
+        clock.run(seconds=1)
+
+    assert clock.live() == {"a"}
+    clock.known.heard(RouterKey(B.id, B.incarnation + 1), clock.now)  # another run of it
+    assert clock.live() == {"a"}
+    clock.run(seconds=3.3)
+    assert clock.live() == set()
+    clock.known.heard(A, clock.now)
+    assert clock.live() == {"a"}
+    assert owners(clock.known) == [A]
+
+
 def test_a_router_that_speaks_again_is_alive_again() -> None:
     clock = Clock(A)
     clock.speaking.clear()
