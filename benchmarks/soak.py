@@ -17,6 +17,7 @@ from benchmarks.cpu import rss_bytes
 from benchmarks.load import LoadGenerator
 from benchmarks.peers import Peer
 from gateway.settings import BoundSettings
+from headrace.bus.log import UNDER_WAY_BYTES
 from router.settings import ReplyLinkSettings, WindowSettings
 
 _MIB = 1024**2
@@ -27,6 +28,7 @@ _FLAT_MIB = 4.0
 _COPY_WINDOW = 128  # `headrace_window` of the model copy
 _LARGE_BYTES = 4 * _MIB
 _SAMPLE_SECONDS = 0.05
+_ON_THEIR_WAY_MIB = 4 * _LARGE_BYTES / _MIB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,17 +85,18 @@ async def _many_calls(load: LoadGenerator, peer: Peer, asked: argparse.Namespace
 def bounds_mib(idle: dict[str, float], *, in_flight: int) -> dict[str, float]:
     """State how much each process may hold at most, by its settings.
 
-    Gateway: every waiting request once as received and once in the log's queue, bounded by `bounds.request_bytes`, and
-    each of their answers. Router: what is fetched and not begun, a window of requests with their answers, and answers
-    that the gateway has not acknowledged.
+    Gateway: every waiting request, bounded by `bounds.request_bytes`; of each its answer, as it came and as it is being
+    sent; and what of the requests the log's client has. Router: what is fetched and not begun; a window of requests
+    with their answers; and answers that the gateway has not acknowledged. Both: some large messages that are on their
+    way into or out of a buffer, and what malloc keeps between the pieces.
     """
     air = in_flight * _LARGE_BYTES / _MIB
     window = min(_COPY_WINDOW, in_flight) * _LARGE_BYTES / _MIB
     requests = min(air, BoundSettings().request_bytes / _MIB)
     waiting, unacknowledged = WindowSettings().waiting_bytes, ReplyLinkSettings().unacknowledged_bytes
     return {
-        "gateway": idle["gateway"] + 2 * requests + requests,
-        "router": idle["router"] + waiting / _MIB + 2 * window + unacknowledged / _MIB,
+        "gateway": idle["gateway"] + 3 * requests + min(air, UNDER_WAY_BYTES / _MIB) + _ON_THEIR_WAY_MIB,
+        "router": idle["router"] + waiting / _MIB + 2 * window + unacknowledged / _MIB + _ON_THEIR_WAY_MIB,
     }
 
 

@@ -195,6 +195,7 @@ class ModelInfer:
             self.abandon(call)
             raise
         finally:
+            self._publisher.withdraw(call_id)
             self._calls.end(call, len(request))
             if timer is not None:
                 timer.cancel()

@@ -1,16 +1,18 @@
 """The request log over librdkafka: a non-blocking publisher and a batch consumer. The only user of confluent-kafka.
 
-Why these settings: `docs/adr/0003-two-kafka-clients.md`. Upgrading the client: check that `on_delivery` still hands
-the record's key back, and run the contract suite.
+Why these settings: `docs/adr/0003-two-kafka-clients.md`; why a queue before the client's: `0012` beside it. Upgrading
+the client: check that `on_delivery` still hands the record's key back and that `len(producer)` counts what is not
+delivered yet, and run the contract suite.
 """
 
 import asyncio
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future as ThreadFuture
 from contextlib import suppress
-from typing import Any, Self, TypeVar, cast
+from typing import Any, NamedTuple, Self, TypeVar, cast
 
 from confluent_kafka import (
     OFFSET_END,
@@ -39,12 +41,16 @@ from headrace.runtime.settings import read_secret
 
 ENVELOPE_HEADER = "headrace-envelope"
 LARGEST_BATCH = 500
+UNDER_WAY_BYTES = 64 << 20
+"""How much the client has at a time: what a slow broker (7 MiB/s) takes within the default delivery time."""
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _POLL_SECONDS = 0.1  # how late a new subscription or a stop may be noticed on a silent topic
 _PAUSED_POLL_SECONDS = 0.005  # how late a resume may be noticed, and a pause on a silent topic
-_REPORT_SECONDS = 0.05  # how late a failed delivery may be noticed while nothing else is published
+_REPORT_SECONDS = 0.05  # how late a failed delivery may be noticed
+_ROOM_SECONDS = 0.005  # how late the client's room for a record that waits for it may be noticed
+_RECORD_BYTES = 512  # what a record takes beside its payload, about
 _CALLBACK_SECONDS = 5.0  # how long the loop may take to let go of partitions
 _COMMIT_SECONDS = 5.0
 _WAKE_SECONDS = 0.5  # how long a resume may hold up the thread while the broker does not answer
@@ -83,10 +89,21 @@ def _heard(error: KafkaError) -> None:
         _log.log(level, "the broker: %s", error.str(), extra={"event": "broker_trouble", "code": error.name()})
 
 
+class _Unsent(NamedTuple):
+    """A record that waits for room in the client."""
+
+    place: TopicPartition
+    envelope: bytes
+    payload: bytes
+    since: float
+
+
 class KafkaPublisher:
     """Publishes requests. `publish` never blocks; failures come later through the callback, on the loop.
 
     One request to the broker is under way at a time, so that what gathers meanwhile makes the next batch by itself.
+    The client gets so many bytes at a time, and the rest waits here, in order: each byte there is a copy, and its clock
+    for a delivery runs from when a record was handed over, not from when its turn came.
     """
 
     def __init__(
@@ -97,9 +114,14 @@ class KafkaPublisher:
         max_message_bytes: int,
         delivery_seconds: float,
         on_failure: PublishFailed,
+        under_way_bytes: int = UNDER_WAY_BYTES,
     ) -> None:
         self._on_failure = on_failure
-        self._report: asyncio.TimerHandle | None = None
+        self._delivery_seconds = delivery_seconds
+        self._under_way_bytes = under_way_bytes
+        self._handed: deque[int] = deque()  # sizes of what the client has, as if the broker took it in order
+        self._handed_bytes = 0
+        self._unsent: dict[bytes, _Unsent] = {}
         self._producer = Producer(
             _client_config(kafka, client_id)
             | {
@@ -117,18 +139,42 @@ class KafkaPublisher:
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
-        self._poll_reports()
+        self._timer = self._loop.call_later(_REPORT_SECONDS, self._look)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._report is not None:
-            self._report.cancel()
+        self._timer.cancel()
         # What is still queued belongs to calls that have ended: it is dropped, not waited for.
+        self._unsent.clear()
         self._producer.purge(in_queue=True, in_flight=True, blocking=False)
         self._producer.poll(0)
 
     def publish(self, place: TopicPartition, call_id: bytes, envelope: bytes, payload: bytes) -> None:
         """See RequestPublisher.publish."""
+        if not self._unsent:
+            if self._has_room(len(payload)):
+                self._hand(place, call_id, envelope, payload)
+                return
+            self._timer.cancel()
+            self._timer = self._loop.call_later(_ROOM_SECONDS, self._look)
+        self._unsent[call_id] = _Unsent(place, envelope, payload, self._loop.time())
+
+    def withdraw(self, call_id: bytes) -> None:
+        """See RequestPublisher.withdraw."""
+        if self._unsent:
+            self._unsent.pop(call_id, None)
+
+    def _has_room(self, size: int) -> bool:
+        if self._handed_bytes + size > self._under_way_bytes:
+            self._settle()
+        return not self._handed or self._handed_bytes + size <= self._under_way_bytes
+
+    def _settle(self) -> None:
+        """Learn how many records the client has still; it reports only those that failed."""
+        for _ in range(len(self._handed) - len(self._producer)):
+            self._handed_bytes -= self._handed.popleft()
+
+    def _hand(self, place: TopicPartition, call_id: bytes, envelope: bytes, payload: bytes) -> None:
         try:
             self._producer.produce(
                 place.topic,
@@ -142,17 +188,44 @@ class KafkaPublisher:
             raise LogFullError("the queue towards the broker is full") from None
         except KafkaException as exc:
             raise _log_error(exc.args[0]) from None
-        self._producer.poll(0)
+        size = len(payload) + _RECORD_BYTES
+        self._handed.append(size)
+        self._handed_bytes += size
 
-    def _poll_reports(self) -> None:
+    def _look(self) -> None:
+        """Hear what failed, and send what waits as far as there is room now."""
         self._producer.poll(0)
-        self._report = self._loop.call_later(_REPORT_SECONDS, self._poll_reports)
+        self._settle()
+        while self._unsent:
+            call_id = next(iter(self._unsent))
+            if not self._has_room(len(self._unsent[call_id].payload)):
+                break
+            unsent = self._unsent.pop(call_id)
+            try:
+                self._hand(unsent.place, call_id, unsent.envelope, unsent.payload)
+            except LogError as error:
+                self._on_failure(call_id, error)
+        self._timer = self._loop.call_later(_ROOM_SECONDS if self._unsent else _REPORT_SECONDS, self._look)
 
     def _reported(self, error: KafkaError | None, message: Message) -> None:
         # Runs inside poll(), thus on the loop's thread; with only errors reported, `error` is always set.
         key = message.key()
-        if error is not None and isinstance(key, bytes):
-            self._on_failure(key, _log_error(error))
+        if error is None or not isinstance(key, bytes):
+            return
+        failure = _log_error(error)
+        self._on_failure(key, failure)
+        if isinstance(failure, LogUnavailableError):
+            self._give_up(failure)
+
+    def _give_up(self, failure: LogUnavailableError) -> None:
+        """The broker takes nothing: what has waited as long for its turn fails with what it waited behind."""
+        due = self._loop.time() - self._delivery_seconds
+        while self._unsent:
+            call_id = next(iter(self._unsent))
+            if self._unsent[call_id].since > due:
+                break
+            del self._unsent[call_id]
+            self._on_failure(call_id, failure)
 
 
 def _log_error(error: KafkaError) -> LogError:

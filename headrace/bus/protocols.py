@@ -64,6 +64,10 @@ class RequestPublisher(Protocol):
         """
         ...
 
+    def withdraw(self, call_id: bytes) -> None:
+        """Nobody waits for this record any more: if it is not on its way yet, it is never sent, and nothing is told."""
+        ...
+
 
 class IntakeEvents(Protocol):
     """What the router hears from its end of the request log."""
@@ -161,6 +165,11 @@ class HubEvents(Protocol):
 
 class AnswerHub(Protocol):
     """The gateway's end of the answers' way home."""
+
+    @property
+    def heard_at(self) -> Mapping[RouterKey, float]:
+        """When something last came from each attached router, on the loop's clock."""
+        ...
 
     def cancel(self, call_id: bytes, attempt: int, expire_time_unix_micros: int) -> None:
         """Tell every attached router, and every one that attaches before the deadline, not to run this call."""

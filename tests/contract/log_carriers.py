@@ -110,8 +110,8 @@ class LogCarrier(Protocol):
         """Make a topic of a fresh name."""
         ...
 
-    async def publisher(self, failures: Failures) -> RequestPublisher:
-        """Start a publisher."""
+    async def publisher(self, failures: Failures, *, one_by_one: bool = False) -> RequestPublisher:
+        """Start a publisher; with `one_by_one` a record waits until the one before it has been taken."""
         ...
 
     async def taker(self, group: str, topics: Collection[str], *, room: int | None = 500) -> Taker:
@@ -140,7 +140,8 @@ class MemoryCarrier:
         self.log.create(name, partitions)
         return name
 
-    async def publisher(self, failures: Failures) -> RequestPublisher:
+    async def publisher(self, failures: Failures, *, one_by_one: bool = False) -> RequestPublisher:
+        del one_by_one  # here none is on its way before the next turn of the loop
         return await self._owned.enter_async_context(MemoryPublisher(self.log, on_failure=failures))
 
     async def taker(self, group: str, topics: Collection[str], *, room: int | None = 500) -> Taker:
@@ -180,7 +181,9 @@ class KafkaCarrier:
             await admin.close()
         return name
 
-    async def publisher(self, failures: Failures, *, delivery_seconds: float = 10) -> RequestPublisher:
+    async def publisher(
+        self, failures: Failures, *, one_by_one: bool = False, delivery_seconds: float = 10
+    ) -> RequestPublisher:
         return await self._owned.enter_async_context(
             KafkaPublisher(
                 self.kafka,
@@ -188,6 +191,7 @@ class KafkaCarrier:
                 max_message_bytes=MAX_MESSAGE_BYTES,
                 delivery_seconds=delivery_seconds,
                 on_failure=failures,
+                **({"under_way_bytes": 1} if one_by_one else {}),
             )
         )
 

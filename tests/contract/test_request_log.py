@@ -63,6 +63,53 @@ async def test_records_arrive_whole_and_in_order_within_their_partition(carrier:
             assert record == Record(place, offset, call_id, b"e" + call_id, b"p" + call_id)
 
 
+async def test_what_waits_for_its_turn_arrives_whole_and_in_order(carrier: LogCarrier, group: str) -> None:
+    topic = await carrier.topic(1)
+    taker = await carrier.taker(group, [topic])
+    publisher = await carrier.publisher(Failures(), one_by_one=True)
+    ids = [b"%03d" % number for number in range(100)]
+
+    for call_id in ids:
+        publisher.publish(TopicPartition(topic, 0), call_id, b"e" + call_id, b"p" + call_id)
+    await until_fetched(taker, 100)
+
+    records = taker.records_of[TopicPartition(topic, 0)]
+    assert [(each.call_id, each.envelope, each.payload) for each in records] == [
+        (call_id, b"e" + call_id, b"p" + call_id) for call_id in ids
+    ]
+
+
+async def test_a_record_that_is_withdrawn_in_time_is_never_sent(carrier: LogCarrier, group: str) -> None:
+    topic = await carrier.topic(1)
+    taker = await carrier.taker(group, [topic])
+    failures = Failures()
+    publisher = await carrier.publisher(failures, one_by_one=True)
+
+    for call_id in (b"first", b"withdrawn", b"last"):
+        publisher.publish(TopicPartition(topic, 0), call_id, b"", b"")
+    publisher.withdraw(b"withdrawn")
+    publisher.withdraw(b"never published")
+    await taker.until(lambda: b"last" in taker.ids)
+
+    assert taker.ids == [b"first", b"last"]
+    assert failures.told == []
+
+
+async def test_withdrawing_what_has_arrived_has_no_effect(carrier: LogCarrier, group: str) -> None:
+    topic = await carrier.topic(1)
+    taker = await carrier.taker(group, [topic])
+    failures = Failures()
+    publisher = await carrier.publisher(failures)
+    publisher.publish(TopicPartition(topic, 0), b"a", b"", b"")
+    await until_fetched(taker, 1)
+
+    publisher.withdraw(b"a")
+    publisher.publish(TopicPartition(topic, 0), b"b", b"", b"")
+    await until_fetched(taker, 2)
+
+    assert (taker.ids, failures.told) == ([b"a", b"b"], [])
+
+
 async def test_empty_and_binary_parts_stay_as_they_are(carrier: LogCarrier, group: str) -> None:
     topic = await carrier.topic(1)
     place = TopicPartition(topic, 0)

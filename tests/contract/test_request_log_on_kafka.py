@@ -52,6 +52,22 @@ async def test_publishing_never_waits_for_a_broker_that_is_away() -> None:
     assert sorted(failures.told) == sorted((call_id, LogUnavailableError) for call_id in ids)
 
 
+async def test_what_waits_its_turn_fails_with_what_it_waits_behind_when_the_broker_is_away() -> None:
+    """Each after its time, but not one after the other."""
+    nowhere = f"127.0.0.1:{FreePorts('127.0.0.1').take()}"
+    async with AsyncExitStack() as owned:
+        carrier = KafkaCarrier(owned, nowhere)
+        failures = Failures()
+        publisher = await carrier.publisher(failures, one_by_one=True, delivery_seconds=0.5)
+        ids = [b"%d" % number for number in range(100)]
+
+        for call_id in ids:
+            publisher.publish(TopicPartition("t", 0), call_id, b"", b"")
+        await failures.until(100)
+
+    assert sorted(failures.told) == sorted((call_id, LogUnavailableError) for call_id in ids)
+
+
 async def test_leaving_does_not_wait_for_a_broker_that_is_away() -> None:
     nowhere = f"127.0.0.1:{FreePorts('127.0.0.1').take()}"
     started = time.monotonic()

@@ -94,6 +94,7 @@ class MemoryPublisher:
     def __init__(self, log: MemoryRequestLog, *, on_failure: PublishFailed) -> None:
         self._log = log
         self._on_failure = on_failure
+        self._unsent: dict[bytes, asyncio.Handle] = {}
 
     async def __aenter__(self) -> Self:
         return self
@@ -106,9 +107,17 @@ class MemoryPublisher:
             raise self._log.refuse_at_once
         if len(payload) > self._log.max_message_bytes:
             raise RecordTooLargeError("the request is larger than the log takes")
-        asyncio.get_running_loop().call_soon(self._deliver, place, call_id, envelope, payload)
+        loop = asyncio.get_running_loop()
+        self._unsent[call_id] = loop.call_soon(self._deliver, place, call_id, envelope, payload)
+
+    def withdraw(self, call_id: bytes) -> None:
+        """See RequestPublisher.withdraw."""
+        unsent = self._unsent.pop(call_id, None)
+        if unsent is not None:
+            unsent.cancel()
 
     def _deliver(self, place: TopicPartition, call_id: bytes, envelope: bytes, payload: bytes) -> None:
+        self._unsent.pop(call_id, None)
         if self._log.refuse_later is not None:
             self._on_failure(call_id, self._log.refuse_later)
         elif place not in self._log.records:

@@ -534,6 +534,9 @@ class Broken:
         del place, call_id, envelope, payload
         raise LookupError("host db-7 is lost")
 
+    def withdraw(self, call_id: bytes) -> None:
+        del call_id
+
 
 async def test_what_nobody_foresaw_is_internal_and_tells_no_internals(caplog: pytest.LogCaptureFixture) -> None:
     async with started(publisher=Broken()) as rig:
@@ -565,6 +568,36 @@ async def test_a_caller_who_leaves_takes_the_call_along(rig: Rig) -> None:
     await rig.answer(b"")
     await other
     assert rig.calls.strays == 1
+
+
+class Queueing:
+    """A publisher in which records wait for their turn, which never comes."""
+
+    def __init__(self) -> None:
+        self.waiting: set[bytes] = set()
+        self.changed = asyncio.Event()
+
+    def publish(self, place: TopicPartition, call_id: bytes, envelope: bytes, payload: bytes) -> None:
+        del place, envelope, payload
+        self.waiting.add(call_id)
+        self.changed.set()
+
+    def withdraw(self, call_id: bytes) -> None:
+        self.waiting.remove(call_id)
+        self.changed.set()
+
+
+async def test_a_call_that_ends_before_its_record_was_sent_leaves_none_behind() -> None:
+    publisher = Queueing()
+    async with started(publisher=publisher) as rig, asyncio.timeout(PATIENCE_SECONDS):
+        call = rig.call()
+        await publisher.changed.wait()
+        publisher.changed.clear()
+
+        call.cancel()
+        await publisher.changed.wait()
+
+        assert not publisher.waiting
 
 
 async def test_a_callers_own_deadline_ends_the_call_everywhere(rig: Rig) -> None:
