@@ -85,17 +85,17 @@ async def _many_calls(load: LoadGenerator, peer: Peer, asked: argparse.Namespace
 def bounds_mib(idle: dict[str, float], *, in_flight: int) -> dict[str, float]:
     """State how much each process may hold at most, by its settings.
 
-    Gateway: every waiting request, bounded by `bounds.request_bytes`; of each its answer, as it came and as it is being
-    sent; and what of the requests the log's client has. Router: what is fetched and not begun; a window of requests
-    with their answers; and answers that the gateway has not acknowledged. Both: some large messages that are on their
-    way into or out of a buffer, and what malloc keeps between the pieces.
+    Gateway: every waiting request, bounded by `bounds.request_bytes`; of a window of them the answer, as it came and as
+    it is being sent; what of the requests the log's client has; and as much again of what is being received. Router:
+    what is fetched and not begun; a window of requests with their answers; and answers that the gateway has not
+    acknowledged. Both: the messages that are on their way from one buffer into another.
     """
     air = in_flight * _LARGE_BYTES / _MIB
     window = min(_COPY_WINDOW, in_flight) * _LARGE_BYTES / _MIB
     requests = min(air, BoundSettings().request_bytes / _MIB)
     waiting, unacknowledged = WindowSettings().waiting_bytes, ReplyLinkSettings().unacknowledged_bytes
     return {
-        "gateway": idle["gateway"] + 3 * requests + min(air, UNDER_WAY_BYTES / _MIB) + _ON_THEIR_WAY_MIB,
+        "gateway": idle["gateway"] + requests + 2 * window + 2 * min(air, UNDER_WAY_BYTES / _MIB) + _ON_THEIR_WAY_MIB,
         "router": idle["router"] + waiting / _MIB + 2 * window + unacknowledged / _MIB + _ON_THEIR_WAY_MIB,
     }
 
@@ -124,7 +124,8 @@ async def _large_calls(load: LoadGenerator, peer: Peer, asked: argparse.Namespac
             f"  {name:8} idle {idle[name]:7.1f} MiB, peak {peak[name]:7.1f} MiB, afterwards {left[name]:7.1f} MiB:"
             f" {within} its bound of {bounds[name]:.0f} MiB\n"
         )
-    return all(peak[name] <= bounds[name] for name in peer.relay)
+    has_room = in_flight * _LARGE_BYTES <= BoundSettings().request_bytes
+    return all(peak[name] <= bounds[name] for name in peer.relay) and not (seen.refused and has_room)
 
 
 async def _watch(peer: Peer, peak: dict[str, float]) -> None:

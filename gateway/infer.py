@@ -195,7 +195,6 @@ class ModelInfer:
             self.abandon(call)
             raise
         finally:
-            self._publisher.withdraw(call_id)
             self._calls.end(call, len(request))
             if timer is not None:
                 timer.cancel()
@@ -204,8 +203,9 @@ class ModelInfer:
         return outcome
 
     def abandon(self, call: Call) -> None:
-        """Nobody waits for a call any more: routers are not to run it."""
-        self._hub.cancel(call.call_id, call.attempt, call.expire_time_unix_micros)
+        """Nobody waits for a call any more: it is not to be published, or else routers are not to run it."""
+        if not self._publisher.withdraw(call.call_id):
+            self._hub.cancel(call.call_id, call.attempt, call.expire_time_unix_micros)
 
     def _place(self, name: str) -> tuple[TopicPartition, RouterKey | None]:
         """Where the call goes and who takes it there. Raises a refusal where nobody does."""

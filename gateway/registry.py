@@ -5,8 +5,8 @@ key and of who is attached; the order of records of different keys makes no diff
 
 A router is live when it announces that it is ready and is attached to this gateway. A broken reply stream (`detached`)
 counts at once. Missed heartbeats count only while the log visibly works, which is told by this gateway's own heartbeats
-that come back through it; while the log is away the last view stands. Nor do they count while the router's answers
-come: under load a heartbeat may wait longer than they do.
+that come back through it; while the log is away the last view stands. Nor do they count, for a while, where answers of
+the router come: under load a heartbeat may wait longer than they do.
 """
 
 import asyncio
@@ -27,6 +27,8 @@ from headrace.bus.v1.announcement_pb2 import (
 
 ROUTER_SILENCE_SECONDS = 3.0
 """A router that announces nothing for longer is not live, as long as the log works."""
+MUTE_SECONDS = 10.0
+"""One that answers, and announces nothing for longer, is not live either: its partitions are another's by then."""
 LOG_SILENCE_SECONDS = 1.5
 """Own heartbeats come back every second; without them for longer, the log is away, and silence proves nothing."""
 
@@ -95,10 +97,12 @@ class Router:
 
     key: RouterKey
     heartbeat: RouterHeartbeat
+    announced_at: float
+    """When its newest heartbeat arrived, on the clock that the registry is given."""
     heard_at: float
-    """When its newest heartbeat arrived, or something over its stream, on the clock that the registry is given."""
+    """When that heartbeat arrived, or, later, something over its stream."""
     silent: bool
-    """Whether it missed its heartbeats while the log worked, and said nothing over its stream either."""
+    """Whether it missed its heartbeats while the log worked, and no answers made up for them."""
     attached: bool
     """Whether its reply stream to this gateway stands."""
 
@@ -190,20 +194,24 @@ class Registry:
         """Something came over a router's stream: it lives."""
         known = self._routers.get(router.id)
         if known is not None and known.key == router and at > known.heard_at:
-            self._store(replace(known, heard_at=at, silent=False))
+            silent = known.silent and at - max(known.announced_at, self._log_works_since) > MUTE_SECONDS
+            self._store(replace(known, heard_at=at, silent=silent))
 
     def advance(self, now: float) -> list[RouterKey]:
         """Let time pass: the routers that are returned have been silent for too long, and are not live from here on."""
         if self._log_heard_at is None or now - self._log_heard_at > LOG_SILENCE_SECONDS:
             return []
-        fell_silent = [
-            router
-            for router in self._routers.values()
-            if not router.silent and now - max(router.heard_at, self._log_works_since) > ROUTER_SILENCE_SECONDS
-        ]
+        fell_silent = [router for router in self._routers.values() if not router.silent and self._is_mute(router, now)]
         for router in fell_silent:
             self._store(replace(router, silent=True))
         return [router.key for router in fell_silent]
+
+    def _is_mute(self, router: Router, now: float) -> bool:
+        since = self._log_works_since
+        return (
+            now - max(router.heard_at, since) > ROUTER_SILENCE_SECONDS
+            or now - max(router.announced_at, since) > MUTE_SECONDS
+        )
 
     # What is asked.
 
@@ -249,7 +257,9 @@ class Registry:
         key = RouterKey(router_id, heartbeat.incarnation)
         if known is not None and known.key == key and heartbeat.beat <= known.heartbeat.beat:
             return  # read a second time: it says nothing about now
-        self._store(Router(key, heartbeat, heard_at=now, silent=False, attached=key in self._attached))
+        self._store(
+            Router(key, heartbeat, announced_at=now, heard_at=now, silent=False, attached=key in self._attached)
+        )
 
     def _reconsider(self, router_id: str) -> None:
         known = self._routers.get(router_id)

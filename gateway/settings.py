@@ -111,7 +111,7 @@ class GatewaySection(Section):
     delivery_seconds: Annotated[float, Field(gt=0)] = 10.0
     """How long the broker may take to accept a call before the caller hears LOG_UNAVAILABLE.
 
-    It counts from when a call's turn came: 64 MiB are on their way to the broker at a time.
+    Large calls may wait their turn before that, while 64 MiB of others are on their way to the broker.
     """
     pool_may_sleep: bool = False
     """True where an autoscaler wakes a pool without routers: calls are then queued instead of refused."""

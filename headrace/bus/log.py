@@ -1,17 +1,17 @@
 """The request log over librdkafka: a non-blocking publisher and a batch consumer. The only user of confluent-kafka.
 
 Why these settings: `docs/adr/0003-two-kafka-clients.md`; why a queue before the client's: `0012` beside it. Upgrading
-the client: check that `on_delivery` still hands the record's key back and that `len(producer)` counts what is not
-delivered yet, and run the contract suite.
+the client: check that `on_delivery` still hands the record's key back, once for every record, and run the contract
+suite.
 """
 
 import asyncio
 import logging
 import threading
-from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future as ThreadFuture
 from contextlib import suppress
+from functools import partial
 from typing import Any, NamedTuple, Self, TypeVar, cast
 
 from confluent_kafka import (
@@ -37,20 +37,22 @@ from headrace.bus.protocols import (
 )
 from headrace.bus.settings import KafkaSettings
 from headrace.bus.topics import ENVELOPE_ROOM_BYTES
+from headrace.bus.turns import Turns, Waiting
 from headrace.runtime.settings import read_secret
 
 ENVELOPE_HEADER = "headrace-envelope"
 LARGEST_BATCH = 500
 UNDER_WAY_BYTES = 64 << 20
-"""How much the client has at a time: what a slow broker (7 MiB/s) takes within the default delivery time."""
+"""How much of large records the client has at a time: what a broker that takes 7 MiB/s delivers in 10 s."""
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _POLL_SECONDS = 0.1  # how late a new subscription or a stop may be noticed on a silent topic
 _PAUSED_POLL_SECONDS = 0.005  # how late a resume may be noticed, and a pause on a silent topic
 _REPORT_SECONDS = 0.05  # how late a failed delivery may be noticed
-_ROOM_SECONDS = 0.005  # how late the client's room for a record that waits for it may be noticed
-_RECORD_BYTES = 512  # what a record takes beside its payload, about
+_TURN_SECONDS = 0.005  # how late it may be noticed that it is a record's turn
+_SHARE_BYTES = 16 << 20  # of one partition, which may not be moving
+_SMALL_BYTES = 64 << 10  # a call so small waits for no large one, unless it is of the same partition
 _CALLBACK_SECONDS = 5.0  # how long the loop may take to let go of partitions
 _COMMIT_SECONDS = 5.0
 _WAKE_SECONDS = 0.5  # how long a resume may hold up the thread while the broker does not answer
@@ -90,20 +92,18 @@ def _heard(error: KafkaError) -> None:
 
 
 class _Unsent(NamedTuple):
-    """A record that waits for room in the client."""
+    """A record that waits for its turn."""
 
-    place: TopicPartition
     envelope: bytes
     payload: bytes
-    since: float
 
 
 class KafkaPublisher:
     """Publishes requests. `publish` never blocks; failures come later through the callback, on the loop.
 
     One request to the broker is under way at a time, so that what gathers meanwhile makes the next batch by itself.
-    The client gets so many bytes at a time, and the rest waits here, in order: each byte there is a copy, and its clock
-    for a delivery runs from when a record was handed over, not from when its turn came.
+    Of large records the client gets so many bytes at a time, and the rest waits here for its turn: in the client each
+    byte is a copy, and the clock for a delivery runs.
     """
 
     def __init__(
@@ -114,21 +114,21 @@ class KafkaPublisher:
         max_message_bytes: int,
         delivery_seconds: float,
         on_failure: PublishFailed,
-        under_way_bytes: int = UNDER_WAY_BYTES,
+        turns: Turns[_Unsent] | None = None,
     ) -> None:
+        """`turns` says what may be under way at a time, where it is not to be as usual."""
         self._on_failure = on_failure
         self._delivery_seconds = delivery_seconds
-        self._under_way_bytes = under_way_bytes
-        self._handed: deque[int] = deque()  # sizes of what the client has, as if the broker took it in order
-        self._handed_bytes = 0
-        self._unsent: dict[bytes, _Unsent] = {}
+        if turns is None:
+            turns = Turns(most_bytes=UNDER_WAY_BYTES, share_bytes=_SHARE_BYTES, small_bytes=_SMALL_BYTES)
+        self._turns = turns
+        self._closed = False
         self._producer = Producer(
             _client_config(kafka, client_id)
             | {
                 "acks": "all",
                 "max.in.flight.requests.per.connection": 1,
                 "linger.ms": 0,
-                "delivery.report.only.error": True,
                 "message.max.bytes": max_message_bytes + ENVELOPE_ROOM_BYTES,
                 "message.timeout.ms": round(delivery_seconds * 1000),
                 "queue.buffering.max.kbytes": 1 << 20,
@@ -143,36 +143,25 @@ class KafkaPublisher:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        self._closed = True
         self._timer.cancel()
-        # What is still queued belongs to calls that have ended: it is dropped, not waited for.
-        self._unsent.clear()
+        # Nobody waits any more for what is still queued: it is dropped, not waited for.
         self._producer.purge(in_queue=True, in_flight=True, blocking=False)
         self._producer.poll(0)
 
     def publish(self, place: TopicPartition, call_id: bytes, envelope: bytes, payload: bytes) -> None:
         """See RequestPublisher.publish."""
-        if not self._unsent:
-            if self._has_room(len(payload)):
-                self._hand(place, call_id, envelope, payload)
-                return
-            self._timer.cancel()
-            self._timer = self._loop.call_later(_ROOM_SECONDS, self._look)
-        self._unsent[call_id] = _Unsent(place, envelope, payload, self._loop.time())
+        size = len(payload)
+        if self._turns.enter(place, size):
+            self._hand(place, call_id, envelope, payload)
+            self._producer.poll(0)
+            return
+        self._turns.wait(place, Waiting(call_id, size, self._loop.time(), _Unsent(envelope, payload)))
+        self._look_in(_TURN_SECONDS)
 
-    def withdraw(self, call_id: bytes) -> None:
+    def withdraw(self, call_id: bytes) -> bool:
         """See RequestPublisher.withdraw."""
-        if self._unsent:
-            self._unsent.pop(call_id, None)
-
-    def _has_room(self, size: int) -> bool:
-        if self._handed_bytes + size > self._under_way_bytes:
-            self._settle()
-        return not self._handed or self._handed_bytes + size <= self._under_way_bytes
-
-    def _settle(self) -> None:
-        """Learn how many records the client has still; it reports only those that failed."""
-        for _ in range(len(self._handed) - len(self._producer)):
-            self._handed_bytes -= self._handed.popleft()
+        return self._turns.withdraw(call_id)
 
     def _hand(self, place: TopicPartition, call_id: bytes, envelope: bytes, payload: bytes) -> None:
         try:
@@ -181,51 +170,45 @@ class KafkaPublisher:
                 payload,
                 call_id,
                 place.partition,
-                self._reported,
+                partial(self._reported, place, len(payload)),
                 headers=[(ENVELOPE_HEADER, envelope)],
             )
         except BufferError:
+            self._turns.left(place, len(payload))
             raise LogFullError("the queue towards the broker is full") from None
         except KafkaException as exc:
+            self._turns.left(place, len(payload))
             raise _log_error(exc.args[0]) from None
-        size = len(payload) + _RECORD_BYTES
-        self._handed.append(size)
-        self._handed_bytes += size
 
     def _look(self) -> None:
-        """Hear what failed, and send what waits as far as there is room now."""
+        """Hear what was delivered and what failed, and send those whose turn it is."""
+        self._timer = self._loop.call_later(_REPORT_SECONDS, self._look)
         self._producer.poll(0)
-        self._settle()
-        while self._unsent:
-            call_id = next(iter(self._unsent))
-            if not self._has_room(len(self._unsent[call_id].payload)):
-                break
-            unsent = self._unsent.pop(call_id)
+        for place, waiting in self._turns.due():
             try:
-                self._hand(unsent.place, call_id, unsent.envelope, unsent.payload)
+                self._hand(place, waiting.key, *waiting.item)
             except LogError as error:
-                self._on_failure(call_id, error)
-        self._timer = self._loop.call_later(_ROOM_SECONDS if self._unsent else _REPORT_SECONDS, self._look)
+                self._on_failure(waiting.key, error)
+        if len(self._turns):
+            self._look_in(_TURN_SECONDS)
 
-    def _reported(self, error: KafkaError | None, message: Message) -> None:
-        # Runs inside poll(), thus on the loop's thread; with only errors reported, `error` is always set.
-        key = message.key()
+    def _look_in(self, seconds: float) -> None:
+        if not self._closed and self._timer.when() > self._loop.time() + seconds:
+            self._timer.cancel()
+            self._timer = self._loop.call_later(seconds, self._look)
+
+    def _reported(self, place: TopicPartition, size: int, error: KafkaError | None, message: Message) -> None:
+        # Runs inside poll(), thus on the loop's thread.
+        self._turns.left(place, size)
+        key = message.key() if error is not None else None
         if error is None or not isinstance(key, bytes):
             return
         failure = _log_error(error)
         self._on_failure(key, failure)
-        if isinstance(failure, LogUnavailableError):
-            self._give_up(failure)
-
-    def _give_up(self, failure: LogUnavailableError) -> None:
-        """The broker takes nothing: what has waited as long for its turn fails with what it waited behind."""
-        due = self._loop.time() - self._delivery_seconds
-        while self._unsent:
-            call_id = next(iter(self._unsent))
-            if self._unsent[call_id].since > due:
-                break
-            del self._unsent[call_id]
-            self._on_failure(call_id, failure)
+        if error.code() == KafkaError._MSG_TIMED_OUT:  # noqa: SLF001  librdkafka's local codes are spelled so
+            # What has waited behind it for as long would only wait again.
+            for overdue in self._turns.overdue(place, self._loop.time() - self._delivery_seconds):
+                self._on_failure(overdue.key, failure)
 
 
 def _log_error(error: KafkaError) -> LogError:

@@ -64,8 +64,8 @@ class RequestPublisher(Protocol):
         """
         ...
 
-    def withdraw(self, call_id: bytes) -> None:
-        """Nobody waits for this record any more: if it is not on its way yet, it is never sent, and nothing is told."""
+    def withdraw(self, call_id: bytes) -> bool:
+        """Never send this record, and tell nothing of it. Returns False where that comes too late."""
         ...
 
 

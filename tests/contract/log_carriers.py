@@ -12,6 +12,7 @@ from headrace.bus.log import KafkaConsumer, KafkaPublisher
 from headrace.bus.memory.requests import MemoryConsumer, MemoryPublisher, MemoryRequestLog
 from headrace.bus.protocols import LogError, Record, RequestConsumer, RequestPublisher, TopicPartition
 from headrace.bus.settings import KafkaSettings
+from headrace.bus.turns import Turns
 
 PATIENCE_SECONDS = 20.0
 MAX_MESSAGE_BYTES = 1 << 20
@@ -191,7 +192,7 @@ class KafkaCarrier:
                 max_message_bytes=MAX_MESSAGE_BYTES,
                 delivery_seconds=delivery_seconds,
                 on_failure=failures,
-                **({"under_way_bytes": 1} if one_by_one else {}),
+                turns=Turns(most_bytes=1, share_bytes=1, small_bytes=-1) if one_by_one else None,
             )
         )
 

@@ -86,9 +86,9 @@ async def test_a_record_that_is_withdrawn_in_time_is_never_sent(carrier: LogCarr
     publisher = await carrier.publisher(failures, one_by_one=True)
 
     for call_id in (b"first", b"withdrawn", b"last"):
-        publisher.publish(TopicPartition(topic, 0), call_id, b"", b"")
-    publisher.withdraw(b"withdrawn")
-    publisher.withdraw(b"never published")
+        publisher.publish(TopicPartition(topic, 0), call_id, b"", b"payload")
+    assert publisher.withdraw(b"withdrawn")
+    assert not publisher.withdraw(b"withdrawn")
     await taker.until(lambda: b"last" in taker.ids)
 
     assert taker.ids == [b"first", b"last"]
@@ -103,7 +103,7 @@ async def test_withdrawing_what_has_arrived_has_no_effect(carrier: LogCarrier, g
     publisher.publish(TopicPartition(topic, 0), b"a", b"", b"")
     await until_fetched(taker, 1)
 
-    publisher.withdraw(b"a")
+    assert not publisher.withdraw(b"a")
     publisher.publish(TopicPartition(topic, 0), b"b", b"", b"")
     await until_fetched(taker, 2)
 

@@ -62,7 +62,7 @@ async def test_what_waits_its_turn_fails_with_what_it_waits_behind_when_the_brok
         ids = [b"%d" % number for number in range(100)]
 
         for call_id in ids:
-            publisher.publish(TopicPartition("t", 0), call_id, b"", b"")
+            publisher.publish(TopicPartition("t", 0), call_id, b"", b"payload")
         await failures.until(100)
 
     assert sorted(failures.told) == sorted((call_id, LogUnavailableError) for call_id in ids)

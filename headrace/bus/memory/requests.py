@@ -110,11 +110,12 @@ class MemoryPublisher:
         loop = asyncio.get_running_loop()
         self._unsent[call_id] = loop.call_soon(self._deliver, place, call_id, envelope, payload)
 
-    def withdraw(self, call_id: bytes) -> None:
+    def withdraw(self, call_id: bytes) -> bool:
         """See RequestPublisher.withdraw."""
         unsent = self._unsent.pop(call_id, None)
         if unsent is not None:
             unsent.cancel()
+        return unsent is not None
 
     def _deliver(self, place: TopicPartition, call_id: bytes, envelope: bytes, payload: bytes) -> None:
         self._unsent.pop(call_id, None)

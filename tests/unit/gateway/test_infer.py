@@ -534,8 +534,8 @@ class Broken:
         del place, call_id, envelope, payload
         raise LookupError("host db-7 is lost")
 
-    def withdraw(self, call_id: bytes) -> None:
-        del call_id
+    def withdraw(self, call_id: bytes) -> bool:
+        raise AssertionError(f"{call_id!r} was never published")
 
 
 async def test_what_nobody_foresaw_is_internal_and_tells_no_internals(caplog: pytest.LogCaptureFixture) -> None:
@@ -582,9 +582,10 @@ class Queueing:
         self.waiting.add(call_id)
         self.changed.set()
 
-    def withdraw(self, call_id: bytes) -> None:
+    def withdraw(self, call_id: bytes) -> bool:
         self.waiting.remove(call_id)
         self.changed.set()
+        return True
 
 
 async def test_a_call_that_ends_before_its_record_was_sent_leaves_none_behind() -> None:
@@ -598,6 +599,7 @@ async def test_a_call_that_ends_before_its_record_was_sent_leaves_none_behind() 
         await publisher.changed.wait()
 
         assert not publisher.waiting
+        assert rig.routers.cancellations.empty(), "no router has it"
 
 
 async def test_a_callers_own_deadline_ends_the_call_everywhere(rig: Rig) -> None:

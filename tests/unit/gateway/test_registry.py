@@ -196,18 +196,36 @@ def test_a_router_whose_answers_come_is_alive_without_a_heartbeat() -> None:
     clock = Clock(A, B)
     clock.speaking.clear()
 
-    for _ in range(10):
+    for _ in range(6):
         clock.known.heard(A, clock.now)
+        clock.known.heard(RouterKey(B.id, B.incarnation + 1), clock.now)  # of another run of it
         clock.run(seconds=1)
 
     assert clock.live() == {"a"}
-    clock.known.heard(RouterKey(B.id, B.incarnation + 1), clock.now)  # another run of it
-    assert clock.live() == {"a"}
-    clock.run(seconds=3.3)
+    clock.run(seconds=3)
     assert clock.live() == set()
     clock.known.heard(A, clock.now)
     assert clock.live() == {"a"}
     assert owners(clock.known) == [A]
+
+
+def test_answers_make_up_for_heartbeats_for_a_while_only() -> None:
+    """Its group has given its partitions to others, and nobody hears from it what it still has."""
+    clock = Clock(A)
+    clock.speaking.clear()
+
+    for _ in range(20):
+        clock.known.heard(A, clock.now)
+        clock.run(seconds=0.5)
+    assert clock.live() == {"a"}
+    for _ in range(3):
+        clock.known.heard(A, clock.now)
+        clock.run(seconds=0.5)
+    assert clock.live() == set()
+
+    clock.speaking.add(A)
+    clock.run(seconds=1)
+    assert clock.live() == {"a"}
 
 
 def test_a_router_that_speaks_again_is_alive_again() -> None:

@@ -27,7 +27,9 @@ from headrace.runtime.settings import SettingsError
 @contextmanager
 def python(code: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
     """A child that runs the code; killed at the latest when the block is left."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "HEADRACE_"))}
+    inherited = {
+        name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GRPC_", "HEADRACE_"))
+    }
     child = subprocess.Popen(
         [sys.executable, "-c", code],
         env={**inherited, **environment},
@@ -131,40 +133,42 @@ sys.exit(run(main))
     assert "KeyError: 'lost'" in said["exception"]
 
 
-MALLOC = """
+NATIVE = """
 import json, os, sys
-from headrace.runtime.lifecycle import with_native_environment
+from headrace.runtime.lifecycle import NATIVE_ENVIRONMENT, with_native_environment
 with_native_environment()
-print(json.dumps([os.getpid(), os.environ.get("MALLOC_MMAP_THRESHOLD_"), os.environ.get("MALLOC_TRIM_THRESHOLD_")]))
+print(json.dumps([os.getpid(), *map(os.environ.get, NATIVE_ENVIRONMENT)]))
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc only")
-def test_the_process_executes_itself_anew_with_malloc_settings() -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
+def test_the_process_executes_itself_anew_with_native_settings() -> None:
     """As the same process, so that whoever supervises it does not notice."""
-    with python(MALLOC) as child:
+    with python(NATIVE) as child:
         out, err = child.communicate(timeout=30)
 
-    assert (json.loads(out), err) == ([child.pid, "1073741824", "4294967296"], "")
+    assert (json.loads(out), err) == ([child.pid, *NATIVE_ENVIRONMENT.values()], "")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc only")
-def test_malloc_settings_of_the_operator_stay() -> None:
-    with python(MALLOC, MALLOC_MMAP_THRESHOLD_="4096") as child:
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
+def test_settings_of_the_operator_stay() -> None:
+    with python(NATIVE, MALLOC_MMAP_THRESHOLD_="4096") as child:
         out, _ = child.communicate(timeout=30)
 
-    assert json.loads(out)[1:] == ["4096", "4294967296"]
+    expected = NATIVE_ENVIRONMENT | {"MALLOC_MMAP_THRESHOLD_": "4096"}
+    assert json.loads(out)[1:] == list(expected.values())
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc only")
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
 def test_a_process_that_loses_its_variables_does_not_execute_itself_for_ever() -> None:
     code = (
-        'import os\nfor name in list(os.environ):\n    if name.startswith("MALLOC_"): del os.environ[name]\n' + MALLOC
+        'import os\nfor name in list(os.environ):\n    if name.startswith(("MALLOC_", "GRPC_")): del os.environ[name]\n'
+        + NATIVE
     )
     with python(code) as child:
         out, _ = child.communicate(timeout=30)
 
-    assert json.loads(out)[1:] == [None, None]
+    assert json.loads(out)[1:] == [None] * len(NATIVE_ENVIRONMENT)
 
 
 def test_grpc_knows_the_experiment_that_it_is_told_to_leave() -> None:
