@@ -9,6 +9,8 @@ from benchmarks.load import LoadGenerator
 from benchmarks.peers import Peer
 
 _WARM_UP_SHARE = 0.1
+_FIRST_CALLS = 2000
+"""What a peer answers before anything is measured: a broker's JVM compiles its code while it runs."""
 
 SecondClient = Callable[[Peer], Awaitable[float | None]]
 """Takes p50 at one call in flight in its own way, in milliseconds; None where it can't call this peer."""
@@ -92,6 +94,9 @@ async def measure_all(
     Ratios are later taken within a round, where both sides met the same machine: it may be shared and change its pace.
     """
     measurements = []
+    for peer in peers:
+        tell(f"warming up {peer.name}")
+        await load.prepare(peer, cases[0], warm_up=min(_FIRST_CALLS, cases[0].calls))
     for round_number in range(rounds):
         for case in cases:
             calls = max(2 * case.in_flight, int(case.calls * scale))
