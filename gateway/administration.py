@@ -14,18 +14,23 @@ from contextlib import contextmanager
 from google.protobuf.message import DecodeError, Message
 from tritonclient.grpc import service_pb2 as oip
 
+from gateway.admission import Admission
+from gateway.audit import Audit
 from gateway.errors import (
     AdminPartialFailure,
     AdminTimeout,
     Internal,
     NoLiveRouter,
+    Refusal,
     RequestMalformed,
     RequestTooLarge,
+    RoleRequired,
     RouterLost,
     TritonLost,
 )
 from gateway.identity import ADMIN, Identify
 from gateway.infer import pass_on
+from gateway.policy.model import MethodClass
 from gateway.registry import Registry, Router
 from gateway.status import Context, Handler, unary_bytes
 from headrace.bus.announcements import repository_key
@@ -48,6 +53,8 @@ class Administration:
         hub: AnswerHub,
         announcements: AnnouncementLog,
         identify: Identify,
+        admission: Admission,
+        audit: Audit,
         seconds: Callable[[Context], float],
         max_message_bytes: int,
     ) -> None:
@@ -56,6 +63,8 @@ class Administration:
         self._hub = hub
         self._announcements = announcements
         self._identify = identify
+        self._admission = admission
+        self._audit = audit
         self._seconds = seconds
         self._max_message_bytes = max_message_bytes
         self._idle = asyncio.Event()
@@ -84,20 +93,24 @@ class Administration:
 
         async def respond(request: bytes, context: Context) -> bytes:
             caller = self._identify(context.invocation_metadata() or ())
-            caller.require(ADMIN, method=method)
+            try:
+                caller.require(ADMIN, method=method)
+            except RoleRequired as refusal:
+                self._audit.refused(caller, refusal, method=full, peer=context.peer())
+                raise
+            self._admission.require(caller, MethodClass.ADMIN, method=full)
             if len(request) > self._max_message_bytes:
                 raise RequestTooLarge(limit_bytes=str(self._max_message_bytes))
             message = _parsed(request, request_class)
             # A Triton that comes back is brought to what its pool was last asked for: the model's name, and no more.
             restored = after is not None and not getattr(message, "parameters", ())
-            with self._counted():
-                outcome = await self._everywhere(full, request, self._seconds(context), after, restored=restored)
-            _log.info(
-                "%s by %s",
-                method,
-                caller.key_id,
-                extra={"event": "administered", "method": method, "key_id": caller.key_id, "tenant": caller.tenant},
-            )
+            try:
+                with self._counted():
+                    outcome = await self._everywhere(full, request, self._seconds(context), after, restored=restored)
+            except Refusal as refusal:
+                self._audit.administered(caller, method=full, verdict=refusal.reason)
+                raise
+            self._audit.administered(caller, method=full, verdict="OK" if isinstance(outcome, bytes) else "TRITON")
             return await pass_on(outcome, context)
 
         return unary_bytes(full, respond)

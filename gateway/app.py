@@ -4,13 +4,17 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
 
 import grpc
 
 from gateway import catalog
 from gateway.administration import SERVICE, Administration
+from gateway.admission import Admission
+from gateway.audit import Audit
 from gateway.calls import WaitingCalls
 from gateway.catalog import Catalog
 from gateway.edge import CallHandlers, edge_server, open_port
@@ -19,11 +23,16 @@ from gateway.health import SERVICE as HEALTH_SERVICE
 from gateway.health import Health
 from gateway.identity import DevelopmentKey, Identify, KeyFile, Verify, identify_by
 from gateway.infer import CallTerms, ModelInfer
+from gateway.limits.concurrency import Slots
+from gateway.limits.gcra import Gcra
 from gateway.metrics import instruments
+from gateway.policy.document import load_policy
+from gateway.policy.model import EVERYTHING
 from gateway.reflection import Reflection
 from gateway.registry import Registry
 from gateway.settings import GatewaySettings, IdentitySettings
 from gateway.status import Context, Handler, UnknownMethods
+from gateway.tokens import Tokens
 from headrace.bus.announcements import gateway_key
 from headrace.bus.answers.hub import GrpcAnswerHub
 from headrace.bus.answers.wire import Trust
@@ -36,7 +45,11 @@ from headrace.runtime import logs
 from headrace.runtime.addresses import join_address
 from headrace.runtime.admin_http import Readiness, admin_http
 from headrace.runtime.lifecycle import Background, Unstartable, serve_until, unless
+from headrace.runtime.reload import ReloadedFile
 from headrace.runtime.telemetry import Telemetry
+
+Keep = Callable[[], Coroutine[Any, Any, None]]
+"""Makes a task that runs for as long as the gateway does."""
 
 _TICK_SECONDS = 0.25
 _GOODBYE_SECONDS = 2.0
@@ -47,7 +60,7 @@ _log = logging.getLogger(__name__)
 async def serve(settings: GatewaySettings, stop: asyncio.Event) -> None:
     """Run until told to stop; then say NOT_SERVING, let calls end, and close the port last."""
     logs.configure(settings.log, process="gateway")
-    gateway = Gateway(settings, identify_from(settings.gateway.identity))
+    gateway = Gateway(settings)
     async with AsyncExitStack() as owned:
         await gateway.start(owned, stop)
         if stop.is_set():
@@ -56,24 +69,50 @@ async def serve(settings: GatewaySettings, stop: asyncio.Event) -> None:
         await gateway.drain()
 
 
-def identify_from(settings: IdentitySettings) -> Identify:
-    """Who may call, by the settings. Raises SettingsError."""
+def identify_from(settings: IdentitySettings) -> tuple[Identify, dict[str, Keep]]:
+    """Who may call, by the settings, and what has to be kept up for it, by name. Raises SettingsError."""
     verifiers: list[Verify] = []
+    kept: dict[str, Keep] = {}
     if settings.key_file is not None:
-        verifiers.append(KeyFile(settings.key_file))
+        keys = KeyFile(settings.key_file)
+        verifiers.append(keys)
+        kept["key-file"] = keys.keep
     if settings.development_key_file is not None:
         verifiers.append(DevelopmentKey(settings.development_key_file))
-    return identify_by(*verifiers)
+    if settings.token_issuer is not None:
+        tokens = Tokens(settings.token_issuer)
+        verifiers.append(tokens)
+        kept["token-issuer"] = tokens.keep
+    return identify_by(*verifiers), kept
+
+
+def admission_from(policy_file: Path | None, audit: Audit) -> tuple[Admission, dict[str, Keep]]:
+    """What callers may, by the policy file, and what has to be kept up for it, by name. Raises SettingsError."""
+    admission = Admission(
+        EVERYTHING,
+        clock=asyncio.get_running_loop().time,
+        audit=audit,
+        make_rate=lambda _, rate, burst: Gcra(rate, burst),
+        make_slots=lambda _, most: Slots(most),
+    )
+    if policy_file is None:
+        return admission, {}
+    watched = ReloadedFile(policy_file, what="policy", read=load_policy, use=admission.change)
+    return admission, {"policy-file": watched.keep}
 
 
 class Gateway:
     """The parts, and what passes between them."""
 
-    def __init__(self, settings: GatewaySettings, identify: Identify) -> None:
+    def __init__(self, settings: GatewaySettings) -> None:
+        """Raises SettingsError where a file that the settings name is not usable."""
         own = settings.gateway
         limit = settings.topics.max_message_bytes
         self._settings = settings
-        self._identify = identify
+        self._identify, self._kept = identify_from(own.identity)
+        self._audit = Audit(asyncio.get_running_loop().time)
+        self._admission, kept = admission_from(own.policy_file, self._audit)
+        self._kept |= kept
         self._id = own.id or socket.gethostname()
         self._incarnation = int.from_bytes(os.urandom(8))
         self._client_id = f"headrace-gateway-{self._id}"
@@ -82,7 +121,7 @@ class Gateway:
         self._caught_up = asyncio.Event()
         self._left: set[RouterKey] = set()
         self._registry = Registry(pool=self._pool, gateway_id=self._id, incarnation=self._incarnation)
-        self._health = Health(self._registry, identify)
+        self._health = Health(self._registry, self._identify, self._admission)
         self._calls = WaitingCalls(max_calls=own.bounds.calls, max_bytes=own.bounds.request_bytes)
         self._hub = GrpcAnswerHub(
             incarnation=self._incarnation,
@@ -104,7 +143,9 @@ class Gateway:
             registry=self._registry,
             hub=self._hub,
             announcements=self._announcements,
-            identify=identify,
+            identify=self._identify,
+            admission=self._admission,
+            audit=self._audit,
             seconds=self._seconds,
             max_message_bytes=limit,
         )
@@ -134,8 +175,11 @@ class Gateway:
             calls=self._calls,
             publisher=self._publisher,
             hub=self._hub,
+            admission=self._admission,
         )
-        self._call_handlers = CallHandlers(self._identify, self._infer.handler, self._methods(), full=self._calls.full)
+        self._call_handlers = CallHandlers(
+            self._identify, self._infer.handler, self._methods(), audit=self._audit, full=self._calls.full
+        )
         server = edge_server(self._settings.topics.max_message_bytes, self._handlers())
         self._port = open_port(server, own.grpc)
         telemetry = Telemetry(*instruments(self._registry, self._calls, self._infer))
@@ -154,6 +198,8 @@ class Gateway:
         self.background.spawn("announcements", self._follow())
         self.background.spawn("beacon", beacon.keep())
         self.background.spawn("clock", self._tick())
+        for name, keep in self._kept.items():
+            self.background.spawn(name, keep())
         _log.info(
             "gateway %s listens on port %d",
             self._id,
@@ -181,7 +227,7 @@ class Gateway:
 
     def _methods(self) -> dict[str, Handler]:
         own = Catalog(self._registry, pool_may_sleep=self._settings.gateway.pool_may_sleep)
-        methods = catalog.handlers(own, self._identify) | self._administration.handlers()
+        methods = catalog.handlers(own, self._identify, self._admission) | self._administration.handlers()
         return {f"/{SERVICE}/{name}": handler for name, handler in methods.items()}
 
     def _handlers(self) -> list[grpc.GenericRpcHandler]:

@@ -8,13 +8,14 @@ of it, and of those methods of the protocol that this gateway does not offer.
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import grpc
 from google.protobuf.message import Message
 from tritonclient.grpc import service_pb2 as oip
 
+from gateway.admission import Admission
 from gateway.errors import (
     GatewayStarting,
     ModelNotReady,
@@ -29,6 +30,7 @@ from gateway.errors import (
     StreamingUnsupported,
 )
 from gateway.identity import Identify
+from gateway.policy.model import MethodClass
 from gateway.registry import Model, Registry, Version
 from gateway.statistics import summed
 from gateway.status import Context, Handler, abort, unary
@@ -59,6 +61,8 @@ class Catalog:
     registry: Registry
     pool_may_sleep: bool = False
     """Whether calls are taken while no router is alive."""
+    sees: Callable[[str], bool] = lambda _: True
+    """Whether a model exists for who asks: the others are as if there were none."""
 
     def server_live(self, _: oip.ServerLiveRequest) -> oip.ServerLiveResponse:
         """Whoever can ask has the answer."""
@@ -89,7 +93,7 @@ class Catalog:
     def model_ready(self, request: oip.ModelReadyRequest) -> oip.ModelReadyResponse:
         """Whether a call would be run now. False, as from Triton, for a model that nobody knows."""
         wanted = _wanted_version(request.version)
-        model = self.registry.models.get(request.name)
+        model = self._seen(request.name)
         ready = model is not None and model.ready and any(each.ready for each in _matching(model, wanted))
         return oip.ModelReadyResponse(ready=ready)
 
@@ -114,7 +118,7 @@ class Catalog:
         wanted = _wanted_version(request.version) if request.name else ""
         if request.name and not _matching(self._model(request.name), wanted):
             raise ModelVersionUnknown(model=request.name, version=wanted)
-        names = [request.name] if request.name else sorted(self.registry.models)
+        names = [request.name] if request.name else sorted(filter(self.sees, self.registry.models))
         told = (
             statistics
             for name in names
@@ -130,6 +134,8 @@ class Catalog:
             raise RepositoryNameUnsupported
         response = oip.RepositoryIndexResponse()
         for name, model in sorted(self.registry.models.items()):
+            if not self.sees(name):
+                continue
             if not model.versions and not request.ready:
                 response.models.add(name=name)
             for each in model.versions:
@@ -137,35 +143,41 @@ class Catalog:
                     response.models.add(name=name, version=each.version, state=each.state, reason=each.reason)
         return response
 
+    def _seen(self, name: str) -> Model | None:
+        return self.registry.models.get(name) if self.sees(name) else None
+
     def _model(self, name: str) -> Model:
-        model = self.registry.models.get(name)
+        model = self._seen(name)
         if model is None:
             raise ModelUnknown(model=name) if self.registry.complete else GatewayStarting
         return model
 
 
-def handlers(catalog: Catalog, identify: Identify) -> dict[str, Handler]:
+def handlers(catalog: Catalog, identify: Identify, admission: Admission) -> dict[str, Handler]:
     """The methods of the inference service that need nothing but the registry, by name. All ask for a key."""
 
     def answered(
-        method: str, request_class: type[Request], answer: Callable[[Request], Response]
+        method: str, request_class: type[Request], answer: Callable[[Catalog, Request], Response]
     ) -> tuple[str, Handler]:
-        async def respond(request: Request, context: Context) -> Response:
-            identify(context.invocation_metadata() or ())
-            return answer(request)
+        full = f"/{SERVICE}/{method}"
 
-        return method, unary(f"/{SERVICE}/{method}", request_class, respond)
+        async def respond(request: Request, context: Context) -> Response:
+            caller = identify(context.invocation_metadata() or ())
+            tenant = admission.require(caller, MethodClass.METADATA, method=full)
+            return answer(replace(catalog, sees=tenant.sees), request)
+
+        return method, unary(full, request_class, respond)
 
     return dict(
         [
-            answered("ServerLive", oip.ServerLiveRequest, catalog.server_live),
-            answered("ServerReady", oip.ServerReadyRequest, catalog.server_ready),
-            answered("ServerMetadata", oip.ServerMetadataRequest, catalog.server_metadata),
-            answered("ModelReady", oip.ModelReadyRequest, catalog.model_ready),
-            answered("ModelMetadata", oip.ModelMetadataRequest, catalog.model_metadata),
-            answered("ModelConfig", oip.ModelConfigRequest, catalog.model_config),
-            answered("ModelStatistics", oip.ModelStatisticsRequest, catalog.model_statistics),
-            answered("RepositoryIndex", oip.RepositoryIndexRequest, catalog.repository_index),
+            answered("ServerLive", oip.ServerLiveRequest, Catalog.server_live),
+            answered("ServerReady", oip.ServerReadyRequest, Catalog.server_ready),
+            answered("ServerMetadata", oip.ServerMetadataRequest, Catalog.server_metadata),
+            answered("ModelReady", oip.ModelReadyRequest, Catalog.model_ready),
+            answered("ModelMetadata", oip.ModelMetadataRequest, Catalog.model_metadata),
+            answered("ModelConfig", oip.ModelConfigRequest, Catalog.model_config),
+            answered("ModelStatistics", oip.ModelStatisticsRequest, Catalog.model_statistics),
+            answered("RepositoryIndex", oip.RepositoryIndexRequest, Catalog.repository_index),
             *((method, _refused(refusal, identify)) for method, refusal in NOT_OFFERED.items()),
         ]
     )

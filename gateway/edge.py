@@ -1,11 +1,13 @@
 """The port that callers use: which handler answers what, and how the port opens and closes."""
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import grpc
 import grpc.aio
 
+from gateway.audit import Audit
 from gateway.errors import GatewayFull, Refusal, ShuttingDown
 from gateway.identity import Caller, Identify
 from gateway.infer import METHOD as MODEL_INFER
@@ -26,6 +28,7 @@ class CallHandlers(grpc.GenericRpcHandler):
         infer: Callable[[Caller], Callable[[bytes, Context], Any]],
         others: Mapping[str, Handler],
         *,
+        audit: Audit,
         full: Callable[[], bool] = lambda: False,
     ) -> None:
         """`infer` makes ModelInfer for a caller, `others` are the service's other methods by their full name.
@@ -33,6 +36,7 @@ class CallHandlers(grpc.GenericRpcHandler):
         While `full` says so, calls are refused before their body is read.
         """
         self._full = full
+        self._audit = audit
         self._identify = identify
         self._infer = infer
         self._others = others
@@ -51,7 +55,7 @@ class CallHandlers(grpc.GenericRpcHandler):
         try:
             caller = self._identify(handler_call_details.invocation_metadata or ())
         except Refusal as refusal:
-            return refusing(refusal)
+            return refusing(refusal, partial(self._audit_stranger, method, refusal))
         if other is not None:
             return other
         if self._full():
@@ -62,11 +66,18 @@ class CallHandlers(grpc.GenericRpcHandler):
             self._handlers[caller] = handler  # as many as there are keys
         return handler
 
+    def _audit_stranger(self, method: str, refusal: Refusal, peer: str) -> None:
+        self._audit.refused(None, refusal, method=method, peer=peer)
 
-def refusing(refusal: Refusal) -> Handler:
-    """A handler that ends the call without reading what the caller sends: a streaming one fits any method."""
+
+def refusing(refusal: Refusal, told: Callable[[str], None] = lambda _: None) -> Handler:
+    """A handler that ends the call without reading what the caller sends: a streaming one fits any method.
+
+    `told` is given the address of who called.
+    """
 
     async def refuse(_: AsyncIterator[bytes], context: Context) -> None:
+        told(context.peer())
         await abort(context, refusal)
 
     return grpc.stream_stream_rpc_method_handler(refuse)

@@ -73,15 +73,21 @@ class CredentialRefused(Refusal):
 
 
 class KeyMissing(CredentialRefused):
-    """The call carries no API key. Send one as metadata, `authorization: Bearer KEY` or `x-api-key: KEY`."""
+    """The call carries no API key or token. Send one as metadata, `authorization: Bearer KEY` or `x-api-key: KEY`."""
 
     reason = "KEY_MISSING"
 
 
 class KeyInvalid(CredentialRefused):
-    """The API key is not valid here. Check that it is sent once, whole (`hr_<id>_<secret>`), and to the right place."""
+    """The API key or token is not valid here. Check that it is the right one, sent once, whole (`hr_<id>_<secret>`)."""
 
     reason = "KEY_INVALID"
+
+
+class KeyExpired(CredentialRefused):
+    """The API key `{key_id}` is not valid at this time: it has expired, or is not valid yet. Ask for another one."""
+
+    reason = "KEY_EXPIRED"
 
 
 class PermissionRefused(Refusal):
@@ -92,6 +98,18 @@ class RoleRequired(PermissionRefused):
     """{method} needs the role `{role}`, which this API key does not have. Ask the operator for a key that has it."""
 
     reason = "ROLE_REQUIRED"
+
+
+class TenantUnknown(PermissionRefused):
+    """The API key is valid, and its tenant `{tenant}` is granted nothing here. Ask the operator to add the tenant."""
+
+    reason = "TENANT_UNKNOWN"
+
+
+class MethodForbidden(PermissionRefused):
+    """{method} is not granted to this caller: its tenant or the roles of its API key leave it out. Ask the operator."""
+
+    reason = "METHOD_FORBIDDEN"
 
 
 # What is asked for.
@@ -191,6 +209,43 @@ class AnswerTooLarge(TooMuch):
     """The model ran, and its answer has more bytes than can be brought back. Ask for fewer or smaller outputs."""
 
     reason = "ANSWER_TOO_LARGE"
+
+
+class Limited(TooMuch):
+    """The caller has used what it may."""
+
+    retriable = True
+
+    def __init__(
+        self,
+        message: str | None = None,
+        /,
+        *,
+        retry_after_seconds: float | None = None,
+        left: tuple[int, int, int] | None = None,
+        **metadata: str,
+    ) -> None:
+        """`left` is told beside the reason: a rate's burst, what is left of it, and seconds until it is whole again."""
+        self.left = left
+        super().__init__(message, retry_after_seconds=retry_after_seconds, **metadata)
+
+
+class RateLimited(Limited):
+    """The limit of {limit} calls a second for {scope} is used up. Call again after the time given."""
+
+    reason = "RATE_LIMITED"
+
+
+class BytesLimited(Limited):
+    """The limit of {limit} request bytes a second for {scope} is used up. Call again after the time given."""
+
+    reason = "BYTES_LIMITED"
+
+
+class ConcurrencyLimited(Limited):
+    """The limit of {limit} calls at a time for {scope} is reached. Call again when one of them has ended."""
+
+    reason = "CONCURRENCY_LIMITED"
 
 
 class GatewayFull(TooMuch):

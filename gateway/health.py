@@ -1,8 +1,8 @@
 """`grpc.health.v1.Health`: how this gateway is, and how each model is, for probes, balancers and client stubs.
 
 `""` and the inference service stand for the gateway, and are answered to anyone; models are answered by name, and only
-to callers with a key: to others they do not exist. Not the servicer that comes with grpcio: its Watch goes silent for
-everyone as soon as one watcher leaves.
+to callers whose tenant sees them: to others they do not exist. Not the servicer that comes with grpcio: its Watch goes
+silent for everyone as soon as one watcher leaves.
 """
 
 import asyncio
@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Iterable
 
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
+from gateway.admission import Admission
 from gateway.catalog import SERVICE as INFERENCE_SERVICE
 from gateway.errors import CredentialRefused, GatewayFull, ServiceUnknown, ShuttingDown
 from gateway.identity import Identify
@@ -26,10 +27,11 @@ _OWN = frozenset({"", INFERENCE_SERVICE})
 class Health:
     """The health of a gateway and its models. NOT_SERVING until `serve`, and again from `drain` on."""
 
-    def __init__(self, registry: Registry, identify: Identify) -> None:
+    def __init__(self, registry: Registry, identify: Identify, admission: Admission) -> None:
         """Follows the registry for as long as both live."""
         self._registry = registry
         self._identify = identify
+        self._admission = admission
         self._serving = False
         self._closed = False
         self._watchers: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
@@ -104,10 +106,10 @@ class Health:
         if name in _OWN:
             return True
         try:
-            self._identify(context.invocation_metadata() or ())
+            caller = self._identify(context.invocation_metadata() or ())
         except CredentialRefused:
             return False
-        return True
+        return self._admission.sees(caller, name)
 
     def _status(self, name: str) -> int:
         if name in _OWN:

@@ -7,28 +7,39 @@ key, and tell nobody whether a key's id exists.
 
 import hashlib
 import hmac
+import math
 import re
+import time
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
-from gateway.errors import KeyInvalid, KeyMissing, RoleRequired
+from gateway.errors import KeyExpired, KeyInvalid, KeyMissing, RoleRequired
+from headrace.runtime.reload import ReloadedFile
 from headrace.runtime.settings import SettingsError, read_secret
 
 Metadata = Iterable[tuple[str, str | bytes]]
 """What gRPC gives: keys in lower case, values as text, or as bytes where the key ends in `-bin`."""
 
 ADMIN = "admin"
-"""The role that loads and unloads models."""
-ROLES = frozenset({ADMIN})
+"""The role that loads and unloads models, and may do all else."""
+OBSERVER = "observer"
+"""The role that asks what there is, and runs nothing."""
+USER = "user"
+"""The role that runs models. A key without roles has it."""
+ROLES = frozenset({ADMIN, OBSERVER, USER})
 
-_LONGEST_CREDENTIAL = 512
+_LONGEST_CREDENTIAL = 8192
+_LONGEST_KEY = 512
 _KEY_ID = re.compile(r"[A-Za-z0-9-]{1,64}")
-_TENANT = re.compile(r"[A-Za-z0-9._-]{1,128}")
+TENANT = re.compile(r"[A-Za-z0-9._-]{1,128}")
+"""What a tenant may be called."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _PRINTABLE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")
 _NOBODY = bytes(32)
+_FIELDS = frozenset({"tenant", "roles", "secret_sha256", "not_before", "expires", "disabled"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +58,7 @@ class Caller:
 
 
 Identify = Callable[[Metadata], Caller]
-"""Tells who sent the metadata. Raises KeyMissing or KeyInvalid. Runs on every call: microseconds, no waiting."""
+"""Tells who sent the metadata. Raises a CredentialRefused. Runs on every call: microseconds, no waiting."""
 
 Verify = Callable[[str], Caller | None]
 """Tells whose key a text is, in a time that does not depend on how close a wrong one is."""
@@ -100,45 +111,72 @@ def _bearer(authorization: str | bytes) -> str | None:
     return key.strip() if scheme.lower() == "bearer" else None
 
 
+@dataclass(frozen=True, slots=True)
+class _Key:
+    digest: bytes
+    caller: Caller
+    not_before: float
+    expires: float
+    disabled: bool
+
+
 class KeyFile:
-    """Keys of the form `hr_<id>_<secret>`, known by the hash of their secret.
+    """Keys of the form `hr_<id>_<secret>`, known by the hash of their secret; read again when the file changes.
 
     A TOML file with one table per key:
 
         [keys.billing-1]
         tenant = "billing"
-        roles = []
-        secret_sha256 = "…"  # 64 hexadecimal digits; the secret itself is random, so that one plain hash is enough
+        roles = []                      # none is a user's; "user", "observer", "admin"
+        secret_sha256 = "…"             # 64 hexadecimal digits; the secret is random, so that one plain hash is enough
+        not_before = 2026-01-01T00:00:00Z   # these three may be left out
+        expires = 2027-01-01T00:00:00Z
+        disabled = false
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, clock: Callable[[], float] = time.time) -> None:
         """Raises SettingsError, a line for every mistake in the file."""
-        self._keys = _read(path)
+        self._clock = clock
+        self._keys: Mapping[str, _Key] = {}
+        self._file = ReloadedFile(path, what="key file", read=_read, use=self._use)
 
     def __call__(self, key: str) -> Caller | None:
-        """The caller of a key."""
+        """The caller of a key. Raises KeyExpired for who has the secret, and no right to it now."""
         parts = key.split("_", 2)
         known = self._keys.get(parts[1]) if len(parts) == 3 and parts[0] == "hr" else None  # noqa: PLR2004  the form
-        digest, caller = known if known is not None else (_NOBODY, None)
         presented = hashlib.sha256(parts[-1].encode("utf-8", "surrogatepass")).digest()
-        return caller if hmac.compare_digest(digest, presented) else None
+        matches = hmac.compare_digest(_NOBODY if known is None else known.digest, presented)
+        if known is None or not matches or known.disabled:
+            return None
+        if not known.not_before <= self._clock() < known.expires:
+            raise KeyExpired(key_id=known.caller.key_id)
+        return known.caller
 
     def __len__(self) -> int:
         return len(self._keys)
 
+    async def keep(self) -> None:
+        """Watch the file until cancelled."""
+        await self._file.keep()
+
+    async def look(self) -> None:
+        """Read the file again if it changed."""
+        await self._file.look()
+
+    def _use(self, keys: Mapping[str, _Key]) -> None:
+        self._keys = keys
+
 
 class DevelopmentKey:
-    """One key in clear text, any printable text, with every role: for a laptop."""
+    """One key in clear text, any printable text, with the admin role: for a laptop."""
 
     def __init__(self, path: Path) -> None:
         """Raises SettingsError where the file holds nothing that can be sent as metadata."""
         key = read_secret(path)
-        if not _PRINTABLE.fullmatch(key) or len(key) > _LONGEST_CREDENTIAL:
-            raise SettingsError(
-                f"{path}: a key is one line of at most {_LONGEST_CREDENTIAL} printable ASCII characters"
-            )
+        if not _PRINTABLE.fullmatch(key) or len(key) > _LONGEST_KEY:
+            raise SettingsError(f"{path}: a key is one line of at most {_LONGEST_KEY} printable ASCII characters")
         self._digest = hashlib.sha256(key.encode()).digest()
-        self._caller = Caller(tenant="development", key_id="development", roles=ROLES)
+        self._caller = Caller(tenant="development", key_id="development", roles=frozenset({ADMIN}))
 
     def __call__(self, key: str) -> Caller | None:
         """The caller of a key."""
@@ -146,14 +184,14 @@ class DevelopmentKey:
         return self._caller if hmac.compare_digest(self._digest, presented) else None
 
 
-def _read(path: Path) -> Mapping[str, tuple[bytes, Caller]]:
+def _read(path: Path) -> Mapping[str, _Key]:
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
         raise SettingsError(f"{path}: cannot be read as TOML: {exc}") from None
     tables = document.pop("keys", None)
     problems = [f"{name}: no such entry, only [keys.<id>] tables are known" for name in document]
-    keys: dict[str, tuple[bytes, Caller]] = {}
+    keys: dict[str, _Key] = {}
     if not isinstance(tables, dict) or not tables:
         problems.append("no keys: add a [keys.<id>] table, else nobody can call")
     else:
@@ -161,8 +199,13 @@ def _read(path: Path) -> Mapping[str, tuple[bytes, Caller]]:
             mistakes = _mistakes(key_id, table)
             problems += [f"keys.{key_id}: {mistake}" for mistake in mistakes]
             if not mistakes:
-                caller = Caller(table["tenant"], key_id, frozenset(table.get("roles", ())))
-                keys[key_id] = (bytes.fromhex(table["secret_sha256"]), caller)
+                keys[key_id] = _Key(
+                    digest=bytes.fromhex(table["secret_sha256"]),
+                    caller=Caller(table["tenant"], key_id, frozenset(table.get("roles", ()))),
+                    not_before=table["not_before"].timestamp() if "not_before" in table else -math.inf,
+                    expires=table["expires"].timestamp() if "expires" in table else math.inf,
+                    disabled=table.get("disabled", False),
+                )
     if problems:
         raise SettingsError("\n".join(f"{path}: {problem}" for problem in problems))
     return keys
@@ -174,14 +217,20 @@ def _mistakes(key_id: str, table: object) -> list[str]:
     found = []
     if not _KEY_ID.fullmatch(key_id):
         found.append("an id has 1 to 64 of A-Z a-z 0-9 -")
-    if not _matches(_TENANT, table.get("tenant")):
+    if not _matches(TENANT, table.get("tenant")):
         found.append("tenant must be 1 to 128 of A-Z a-z 0-9 . _ -")
     if not _matches(_SHA256, table.get("secret_sha256")):
         found.append("secret_sha256 must be 64 hexadecimal digits in lower case")
     roles = table.get("roles", [])
     if not isinstance(roles, list) or not all(isinstance(role, str) and role in ROLES for role in roles):
         found.append(f"roles must be a list of {', '.join(sorted(ROLES))}")
-    found += [f"{name}: no such field" for name in table if name not in {"tenant", "roles", "secret_sha256"}]
+    for name in ("not_before", "expires"):
+        moment = table.get(name)
+        if moment is not None and not (isinstance(moment, datetime) and moment.tzinfo is not None):
+            found.append(f"{name} must be a moment with its zone, such as 2027-01-01T00:00:00Z")
+    if not isinstance(table.get("disabled", False), bool):
+        found.append("disabled must be true or false")
+    found += [f"{name}: no such field" for name in table if name not in _FIELDS]
     return found
 
 

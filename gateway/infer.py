@@ -16,6 +16,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from gateway.admission import Admission
 from gateway.calls import Call, WaitingCalls, log_refusal
 from gateway.errors import (
     AnswerTooLarge,
@@ -36,9 +37,9 @@ from gateway.errors import (
 from gateway.forwarding import forwarded
 from gateway.identity import Caller
 from gateway.placement import any_partition, least_loaded, partition
-from gateway.registry import Registry
+from gateway.registry import Model, Registry
 from gateway.routing_fields import routing_fields
-from gateway.status import abort, unforeseen
+from gateway.status import abort, rate_metadata, unforeseen
 from headrace.bus.envelope import envelope_base
 from headrace.bus.protocols import AnswerHub, Failure, LogError, RequestPublisher, RouterKey, TopicPartition
 from headrace.bus.topics import UnnameableModelError, request_topic
@@ -120,7 +121,9 @@ class ModelInfer:
         calls: WaitingCalls,
         publisher: RequestPublisher,
         hub: AnswerHub,
+        admission: Admission,
     ) -> None:
+        self._admission = admission
         self._terms = terms
         self._registry = registry
         self._calls = calls
@@ -143,14 +146,14 @@ class ModelInfer:
         base = self._envelope_base + Envelope(tenant=caller.tenant).SerializeToString()
 
         async def model_infer(request: bytes, context: Context) -> bytes:
-            return await self._answer(base, request, context)
+            return await self._answer(caller, base, request, context)
 
         return model_infer
 
-    async def _answer(self, base: bytes, request: bytes, context: Context) -> bytes:
+    async def _answer(self, caller: Caller, base: bytes, request: bytes, context: Context) -> bytes:
         call_id = self._call_ids()
         try:
-            outcome = await self._run(call_id, base, request, context)
+            outcome = await self._admitted(caller, call_id, base, request, context)
         except Refusal as refusal:
             self.ended[refusal.reason] += 1
             await abort(context, refusal)
@@ -165,10 +168,28 @@ class ModelInfer:
         self.ended["OK" if isinstance(outcome, bytes) else "TRITON"] += 1
         return await pass_on(outcome, context)
 
-    async def _run(self, call_id: bytes, base: bytes, request: bytes, context: Context) -> bytes | ModelServerStatus:
+    async def _admitted(
+        self, caller: Caller, call_id: bytes, base: bytes, request: bytes, context: Context
+    ) -> bytes | ModelServerStatus:
         if len(request) > self._terms.max_message_bytes:
             raise RequestTooLarge(limit_bytes=str(self._terms.max_message_bytes))
-        model = routing_fields(request).model_name
+        name = routing_fields(request).model_name
+        model = self._registry.models.get(name)
+        if model is None:
+            raise self._unknown(name)
+        gate = self._admission.enter(caller, name, len(request), method=METHOD, call_id=call_id)
+        try:
+            outcome = await self._run(model, call_id, base, request, context)
+        finally:
+            self._admission.leave(gate)
+        if gate.calls and isinstance(outcome, bytes):
+            left = self._admission.left(gate)
+            context.set_trailing_metadata(rate_metadata(left))
+        return outcome
+
+    async def _run(
+        self, model: Model, call_id: bytes, base: bytes, request: bytes, context: Context
+    ) -> bytes | ModelServerStatus:
         place, router = self._place(model)
         seconds, client_deadline = self._seconds(context.time_remaining())
         expire = time.time_ns() // 1000 + int(seconds * 1e6)
@@ -181,7 +202,7 @@ class ModelInfer:
             ).SerializeToString()
         )
         loop = self._loop
-        call = Call(call_id, model, place, router, expire, loop.create_future())
+        call = Call(call_id, model.name, place, router, expire, loop.create_future())
         self._calls.begin(call, len(request))
         # A caller's own deadline ends the call by itself: gRPC cancels the handler.
         timer = None if client_deadline else loop.call_later(seconds, self._calls.expire, call)
@@ -207,29 +228,32 @@ class ModelInfer:
         if not self._publisher.withdraw(call.call_id):
             self._hub.cancel(call.call_id, call.attempt, call.expire_time_unix_micros)
 
-    def _place(self, name: str) -> tuple[TopicPartition, RouterKey | None]:
+    def _unknown(self, name: str) -> Refusal:
+        """Why a model that is not in the registry is refused."""
+        try:
+            self._topic(name)
+        except UnnameableModelError:
+            return ModelNameInvalid()
+        return ModelUnknown(model=name) if self._registry.complete else GatewayStarting()
+
+    def _place(self, model: Model) -> tuple[TopicPartition, RouterKey | None]:
         """Where the call goes and who takes it there. Raises a refusal where nobody does."""
-        model = self._registry.models.get(name)
-        topic = self._topics.get(name) or self._topic(name)
-        if model is None:
-            raise ModelUnknown(model=name) if self._registry.complete else GatewayStarting
-        self._topics[name] = topic
+        topic = self._topics.get(model.name)
+        if topic is None:
+            topic = self._topics[model.name] = self._topic(model.name)
         self._turn += 1
         if model.owners:
             owner = least_loaded(model.owners, self._calls.outstanding, self._turn)
             return TopicPartition(topic, partition(owner, self._turn)), owner.router
         if model.live and not model.ready:
-            raise ModelNotReady(model=name)
+            raise ModelNotReady(model=model.name)
         if not (model.ready or self._terms.pool_may_sleep) or not model.partition_count:
-            raise NoLiveRouter(model=name)
+            raise NoLiveRouter(model=model.name)
         # It waits in the log: for the group to settle, or for the pool to wake.
         return TopicPartition(topic, any_partition(model, self._turn)), None
 
     def _topic(self, model: str) -> str:
-        try:
-            return request_topic(self._terms.pool, "interactive", model)
-        except UnnameableModelError:
-            raise ModelNameInvalid from None
+        return request_topic(self._terms.pool, "interactive", model)
 
     def _seconds(self, remaining: float | None) -> tuple[float, bool]:
         """How long the call may take, and whether the caller's own deadline is what ends it."""

@@ -1,8 +1,12 @@
 """What the gateway reads from the environment: `HEADRACE_GATEWAY__…` and the sections shared with the router."""
 
-from typing import Annotated, ClassVar, Self
+from collections.abc import Mapping
+from contextlib import suppress
+from ipaddress import ip_address
+from typing import Annotated, ClassVar, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from headrace.bus.settings import MEBIBYTE, KafkaSettings, PoolSettings, ReplyTrustSettings, TopicSettings
 from headrace.runtime.settings import Port, ProcessSettings, ReadableFile, Section
@@ -48,18 +52,75 @@ class AdminSettings(Section):
     port: Port = 8002
 
 
+Algorithm = Literal[
+    "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"
+]  # only signatures: what checks one can't make one
+Role = Literal["admin", "observer", "user"]
+
+
+def _trustworthy(url: str) -> str:
+    parts = urlsplit(url)
+    local = parts.hostname == "localhost"
+    with suppress(ValueError):
+        local = local or ip_address(parts.hostname or "").is_loopback
+    if not parts.hostname or not (parts.scheme == "https" or (parts.scheme == "http" and local)):
+        raise ValueError("must be https://…, or http://… to this machine: whoever changes the keys can be anybody")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("must hold no user and no password: public keys need none")
+    return url
+
+
+class TokenIssuerSettings(Section):
+    """An identity provider whose tokens are taken for keys."""
+
+    issuer: Annotated[str, Field(min_length=1)]
+    """What its tokens say in `iss`, to the letter."""
+    audience: Annotated[str, Field(min_length=1)]
+    """What `aud` must be or contain: the name of this gateway at the provider."""
+    jwks_url: Annotated[str, AfterValidator(_trustworthy)] | None = None
+    """Where the provider publishes its keys (`jwks_uri`): https, or http on this machine. This or `jwks_file`."""
+    jwks_file: ReadableFile | None = None
+    """The keys as a file, a JSON Web Key Set; looked at every second."""
+    algorithms: Annotated[tuple[Algorithm, ...], Field(min_length=1)] = ("RS256", "ES256", "EdDSA")
+    """The signatures that are taken."""
+    leeway_seconds: Annotated[float, Field(ge=0, le=300)] = 30.0
+    """How far the provider's clock and ours may be apart."""
+    max_age_seconds: Annotated[float, Field(gt=0)] | None = None
+    """How old a token may be by its `iat`, whatever its `exp` says. Unset: `exp` alone counts."""
+    tenant_claim: Annotated[str, Field(min_length=1)] = "tenant"
+    """The claim that names the tenant; a token without it is refused. `sub` makes every subject a tenant."""
+    roles_claim: Annotated[str, Field(min_length=1)] = "roles"
+    """The claim with the roles: a list, or one text with blanks between them, as `scope` is."""
+    role_map: Mapping[str, Role] = {}
+    """Which of our roles a value of the roles claim stands for; others count for nothing. Empty: our own names."""
+    refresh_seconds: Annotated[float, Field(gt=0, le=86_400)] = 300.0
+    """How often the keys are fetched from `jwks_url`."""
+    min_refresh_seconds: Annotated[float, Field(gt=0)] = 10.0
+    """They are fetched sooner for a token that names an unknown key, or after a failure, but with this pause."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if (self.jwks_url is None) == (self.jwks_file is None):
+            raise ValueError("set one of jwks_url and jwks_file")
+        if self.min_refresh_seconds > self.refresh_seconds:
+            raise ValueError("min_refresh_seconds is longer than refresh_seconds")
+        return self
+
+
 class IdentitySettings(Section):
     """Who may call."""
 
     key_file: ReadableFile | None = None
-    """API keys as hashes, TOML; `headrace keys new` prints an entry."""
+    """API keys as hashes, TOML, read again when it changes; `headrace keys new` prints an entry."""
     development_key_file: ReadableFile | None = None
     """One key in clear text, any text, with the admin role: for a laptop."""
+    token_issuer: TokenIssuerSettings | None = None
+    """An identity provider whose tokens (JWT, as OpenID Connect has them) are taken beside keys."""
 
     @model_validator(mode="after")
     def _some(self) -> Self:
-        if self.key_file is None and self.development_key_file is None:
-            raise ValueError("set key_file (or development_key_file): without keys nobody can call")
+        if self.key_file is None and self.development_key_file is None and self.token_issuer is None:
+            raise ValueError("set key_file (or token_issuer, or development_key_file): without them nobody can call")
         return self
 
 
@@ -105,6 +166,8 @@ class GatewaySection(Section):
     reply: ReplySettings
     admin: AdminSettings = AdminSettings()
     identity: IdentitySettings
+    policy_file: ReadableFile | None = None
+    """What each tenant may call and use, YAML, read again when it changes. Unset: who has a key may call everything."""
     deadlines: DeadlineSettings = DeadlineSettings()
     drain: DrainSettings = DrainSettings()
     bounds: BoundSettings = BoundSettings()

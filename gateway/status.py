@@ -12,11 +12,11 @@ from typing import Any, NoReturn, TypeAlias, TypeVar
 import grpc
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError, Message
-from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, QuotaFailure, RetryInfo
 from google.rpc.status_pb2 import Status
 
 from gateway import errors
-from gateway.errors import Internal, MethodUnknown, Refusal, RequestInvalid, RequestMalformed
+from gateway.errors import Internal, Limited, MethodUnknown, Refusal, RequestInvalid, RequestMalformed
 
 log = logging.getLogger(__name__)
 
@@ -51,16 +51,19 @@ def code_of(refusal: Refusal | type[Refusal]) -> grpc.StatusCode:
 
 
 def status_of(refusal: Refusal) -> Status:
-    """The whole of what the caller gets: code, text, ErrorInfo always, RetryInfo and BadRequest where they apply."""
+    """The whole of what the caller gets: code, text, and details, ErrorInfo always and others where they apply."""
     metadata = {**refusal.metadata, "retriable": "true" if refusal.retriable else "false"}
     details: list[Message] = [ErrorInfo(reason=refusal.reason, domain=DOMAIN, metadata=metadata)]
     if refusal.retry_after_seconds is not None:
         delay = Duration()
         delay.FromNanoseconds(max(0, round(refusal.retry_after_seconds * 1e9)))
         details.append(RetryInfo(retry_delay=delay))
+    if isinstance(refusal, Limited):
+        violation = QuotaFailure.Violation(subject=refusal.metadata.get("scope", ""), description=refusal.message)
+        details.append(QuotaFailure(violations=[violation]))
     if isinstance(refusal, RequestInvalid) and refusal.field:
-        violation = BadRequest.FieldViolation(field=refusal.field, description=refusal.message)
-        details.append(BadRequest(field_violations=[violation]))
+        wrong = BadRequest.FieldViolation(field=refusal.field, description=refusal.message)
+        details.append(BadRequest(field_violations=[wrong]))
     status = Status(code=code_of(refusal).value[0], message=refusal.message)
     for detail in details:
         status.details.add().Pack(detail)
@@ -69,9 +72,21 @@ def status_of(refusal: Refusal) -> Status:
 
 async def abort(context: Context, refusal: Refusal) -> NoReturn:
     """End the call with the refusal. Raises what `context.abort` raises, so nothing after it runs."""
-    details = status_of(refusal).SerializeToString()
-    await context.abort(code_of(refusal), refusal.message, ((DETAILS_KEY, details),))
+    trailing: tuple[tuple[str, str | bytes], ...] = ((DETAILS_KEY, status_of(refusal).SerializeToString()),)
+    if isinstance(refusal, Limited) and refusal.left is not None:
+        trailing += rate_metadata(refusal.left)
+    await context.abort(code_of(refusal), refusal.message, trailing)
     raise AssertionError("abort returned")
+
+
+def rate_metadata(left: tuple[int, int, int]) -> tuple[tuple[str, str], ...]:
+    """How a caller is told what is left of its rate: the burst, what is left of it, seconds until it is whole again."""
+    limit, remaining, reset = left
+    return (
+        ("x-ratelimit-limit", str(limit)),
+        ("x-ratelimit-remaining", str(remaining)),
+        ("x-ratelimit-reset", str(reset)),
+    )
 
 
 def unforeseen(exc: BaseException, *, method: str, call_id: str | None = None) -> Internal:

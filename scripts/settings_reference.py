@@ -7,8 +7,9 @@ A unit test fails where the page is not what this gives.
 """
 
 import inspect
+import json
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
@@ -110,13 +111,13 @@ def _groups(section: type[BaseModel], prefix: str) -> Iterator[Group]:
         else:
             settings.append(Setting(full, kind_of(field), _default(field), _meaning(full, field)))
     if settings:
-        yield Group(prefix, inspect.getdoc(section) or "", "" if deeper else _needed(section), settings)
+        yield Group(prefix, inspect.getdoc(section) or "", _needed(section), settings)
     for inner, full in deeper:
         yield from _groups(inner, full)
 
 
 def _section_class(field: FieldInfo) -> type[BaseModel] | None:
-    kind = field.annotation
+    kind = _unwrapped(field.annotation, [])  # a section that may be left out is one too
     return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
 
@@ -124,7 +125,8 @@ def _needed(section: type[BaseModel]) -> str:
     try:
         section()
     except ValidationError as exc:
-        return str(exc.errors()[0]["msg"]).removeprefix("Value error, ")
+        first = exc.errors()[0]
+        return "" if first["type"] == "missing" else str(first["msg"]).removeprefix("Value error, ")
     return ""
 
 
@@ -134,11 +136,15 @@ def _meaning(name: str, field: FieldInfo) -> str:
 
 
 def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "none: it must be set"
     value = field.get_default()
     if value is None:
         return "unset"
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
+    if isinstance(value, tuple):
+        return f"`{json.dumps(value)}`"
     if isinstance(value, int) and value and value % (1 << 20) == 0:
         return f"`{value}` ({value >> 20} MiB)"
     return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
@@ -152,6 +158,11 @@ def kind_of(field: FieldInfo) -> str:
         return ", ".join(f"`{choice}`" for choice in get_args(kind))
     if kind is bool:
         return "`true` or `false`"
+    if get_origin(kind) is tuple:
+        (each, _) = get_args(kind)
+        return "JSON list of " + ", ".join(f"`{choice}`" for choice in get_args(each))
+    if get_origin(kind) is Mapping:
+        return "JSON object of texts"
     words = {int: "integer", float: "number", str: "text", Path: "file"}
     return words[kind] + _bounds(metadata)
 

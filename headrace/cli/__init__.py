@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from headrace.cli import calls, keys, machine, processes, up
+from headrace.cli import calls, keys, machine, policy, processes, up
 
 app = typer.Typer(
     name="headrace",
@@ -23,6 +23,8 @@ calls.register(app)
 processes.register(app)
 machine.register(app)
 app.add_typer(keys.app, name="keys")
+app.add_typer(policy.policy, name="policy")
+app.add_typer(policy.limits, name="limits")
 
 
 def _version(wanted: bool) -> None:

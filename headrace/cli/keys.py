@@ -1,5 +1,6 @@
 """`headrace keys`."""
 
+from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
 import typer
@@ -22,6 +23,11 @@ def _new(
         str | None, typer.Option("--id", help="The key's public name. [default: random]", show_default=False)
     ] = None,
     admin: Annotated[bool, typer.Option("--admin", help="May load and unload models.")] = False,
+    observer: Annotated[bool, typer.Option("--observer", help="May ask what there is, and run nothing.")] = False,
+    days: Annotated[
+        float | None,
+        typer.Option(metavar="N", min=0, help="How long it is valid. [default: ever]", show_default=False),
+    ] = None,
 ) -> None:
     """Make a key: printed once, kept nowhere. The gateway gets only its hash.
 
@@ -32,9 +38,13 @@ def _new(
         headrace keys new --tenant billing
 
         headrace keys new --tenant platform --id ops-1 --admin >>keys.toml
+
+        headrace keys new --tenant guest --days 7 >>keys.toml
     """
     try:
-        made = new_key(tenant=tenant, key_id=key_id, admin=admin)
+        roles = [role for role, wanted in (("admin", admin), ("observer", observer)) if wanted]
+        expires = None if days is None else datetime.now(UTC) + timedelta(days=days)
+        made = new_key(tenant=tenant, key_id=key_id, roles=roles, expires=expires)
     except KeyRequestError as exc:
         fail(str(exc), code=USAGE)
     typer.echo(f"The key, shown only now: {made.key}", err=True)

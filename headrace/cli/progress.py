@@ -66,6 +66,8 @@ class TextLines:
             "Kafka": where.kafka,
             "Triton": ", ".join(triton["grpc"] for triton in where.triton),
             "key": ready.key,
+            "a limited key": ready.sample_key,
+            "tenants": f"{ready.description.state_dir}/tenants.yaml",
             "state, logs": ready.description.state_dir,
         }
         lines = ["", f"Headrace is ready after {ready.seconds:.1f} s.", ""]
@@ -112,6 +114,7 @@ class JsonLines:
             seconds=round(ready.seconds, 3),
             **asdict(description.endpoints),
             api_key=ready.key,
+            sample_key=ready.sample_key,
             state_dir=description.state_dir,
             pid=description.pid,
             pids={component.name: component.pid for component in description.components},

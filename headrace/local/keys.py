@@ -1,9 +1,12 @@
 """API keys: made here, checked by the gateway, which keeps only a hash."""
 
 import hashlib
+import json
 import re
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 _ID = re.compile(r"[A-Za-z0-9-]{1,64}")
 _TENANT = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -21,7 +24,7 @@ class NewKey:
     entry: str
 
 
-def new_key(*, tenant: str, key_id: str | None, admin: bool) -> NewKey:
+def new_key(*, tenant: str, key_id: str | None, roles: Sequence[str] = (), expires: datetime | None = None) -> NewKey:
     """Make a key `hr_<id>_<secret>` with 256 random bits. Raises KeyRequestError."""
     key_id = key_id or secrets.token_hex(4)
     if not _ID.fullmatch(key_id):
@@ -29,7 +32,8 @@ def new_key(*, tenant: str, key_id: str | None, admin: bool) -> NewKey:
     if not _TENANT.fullmatch(tenant):
         raise KeyRequestError("--tenant: 1 to 128 of A-Z a-z 0-9 . _ -")
     secret = secrets.token_urlsafe(32)
-    roles = '["admin"]' if admin else "[]"
     digest = hashlib.sha256(secret.encode()).hexdigest()
-    entry = f'[keys.{key_id}]\ntenant = "{tenant}"\nroles = {roles}\nsecret_sha256 = "{digest}"\n'
+    entry = f'[keys.{key_id}]\ntenant = "{tenant}"\nroles = {json.dumps(list(roles))}\nsecret_sha256 = "{digest}"\n'
+    if expires is not None:
+        entry += f"expires = {expires.astimezone(UTC).isoformat(timespec='seconds')}\n"
     return NewKey(key=f"hr_{key_id}_{secret}", entry=entry)

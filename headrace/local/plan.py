@@ -28,6 +28,8 @@ class Secrets:
 
     key_file: Path
     reply_secret_file: Path
+    tenant_keys_file: Path
+    policy_file: Path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +181,12 @@ def gateway_component(plan: Plan, spec: GatewaySpec, secrets: Secrets, *, cwd: P
         "GATEWAY__IDENTITY__DEVELOPMENT_KEY_FILE": str(secrets.key_file),
     }
     # Nothing balances load in front of a laptop's gateway: no time needs to pass for it to look elsewhere.
-    tunable = {"GATEWAY__DRAIN__NOTICE_SECONDS": "0", "GATEWAY__DRAIN__GRACE_SECONDS": str(GRACE_SECONDS)}
+    tunable = {
+        "GATEWAY__DRAIN__NOTICE_SECONDS": "0",
+        "GATEWAY__DRAIN__GRACE_SECONDS": str(GRACE_SECONDS),
+        "GATEWAY__IDENTITY__KEY_FILE": str(secrets.tenant_keys_file),
+        "GATEWAY__POLICY_FILE": str(secrets.policy_file),
+    }
     # A name of the user's own can be that of one process only.
     (tunable if len(plan.gateways) == 1 else settings)["GATEWAY__ID"] = spec.id
     program = _process("gateway", spec.name, settings | _shared(plan, secrets), tunable, cwd)

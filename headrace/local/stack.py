@@ -32,6 +32,7 @@ from headrace.local.supervisor import (
     Supervisor,
     leashed,
 )
+from headrace.local.tenants import kept_tenants
 
 STILL_SECONDS = 30.0
 """How often it is said what a start still waits for."""
@@ -45,6 +46,8 @@ class Ready:
 
     description: state.Description
     key: str
+    sample_key: str
+    """Of the tenant that has limits; empty where the user keeps keys of their own."""
     seconds: float
     """Since the start of `up`."""
 
@@ -101,7 +104,11 @@ class _Stack:
             except ModelRepositoryError as exc:
                 raise UsageError(str(exc)) from None
         given = options.api_key
+        tenants = kept_tenants(state_dir)
+        self._sample_key = tenants.sample_key
         self._secrets = plan.Secrets(
+            tenant_keys_file=tenants.keys_file,
+            policy_file=tenants.policy_file,
             key_file=state_dir / (state.GENERATED_KEY if given is None else state.GIVEN_KEY),
             reply_secret_file=state_dir / state.REPLY_SECRET,
         )
@@ -167,7 +174,14 @@ class _Stack:
             await asyncio.wait([waiting])
         self._is_ready = True
         description = self._describe()
-        self._tell.ready(Ready(description=description, key=self._key, seconds=time.monotonic() - self._began))
+        self._tell.ready(
+            Ready(
+                description=description,
+                key=self._key,
+                sample_key=self._sample_key,
+                seconds=time.monotonic() - self._began,
+            )
+        )
         await asyncio.Event().wait()
 
     async def _until_routed(self) -> None:

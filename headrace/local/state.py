@@ -103,19 +103,19 @@ def locked(state_dir: Path) -> Iterator[None]:
 def kept_secret(path: Path, *, prefix: str = "") -> str:
     """The secret in a file that only its owner reads; made on first use."""
     if not path.exists():
-        _write_private(path, prefix + secrets.token_urlsafe(24))
+        write_private(path, prefix + secrets.token_urlsafe(24))
     return path.read_text(encoding="ascii").strip()
 
 
 def given_secret(path: Path, secret: str) -> str:
     """Put a secret that the user chose into a file that only its owner reads."""
-    _write_private(path, secret)
+    write_private(path, secret)
     return secret
 
 
 def describe(state_dir: Path, description: Description) -> None:
     """Write the description; a reader sees the old one or the new one, whole."""
-    _write_private(state_dir / DESCRIPTION, json.dumps(asdict(description), indent=1))
+    write_private(state_dir / DESCRIPTION, json.dumps(asdict(description), indent=1))
 
 
 def forget(state_dir: Path) -> None:
@@ -152,9 +152,10 @@ def start_time(pid: int) -> int | None:
     return None if state == "Z" else int(numbers[18])
 
 
-def _write_private(path: Path, text: str) -> None:
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner reads; a reader sees the old one or the new one, whole."""
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     fresh.unlink(missing_ok=True)
     with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-        file.write(text + "\n")
+        file.write(text.removesuffix("\n") + "\n")
     fresh.replace(path)

@@ -14,7 +14,50 @@ from tests.integration.triton_fixture import both_repositories
 from tests.parts import missing
 
 GUEST_KEY = "hr_guest_s3cret"
-"""A key of the key file, without any role."""
+"""A key of the key file, without any role, of a tenant that sees everything."""
+NARROW_KEY = "hr_narrow_s3cret2"
+"""Of a tenant that sees `simple` only."""
+OBSERVER_KEY = "hr_observer_s3cret3"
+"""Of the same tenant: may ask, and run nothing."""
+CURBED_ADMIN_KEY = "hr_curbed_s3cret4"
+"""Has the role admin, in that tenant, which is not granted administration."""
+LIMITED_KEY = "hr_limited_s3cret5"
+"""Of a tenant with limits that are soon met."""
+STRANGER_KEY = "hr_stranger_s3cret6"
+"""Of a tenant that the policy does not know."""
+EXPIRED_KEY, EARLY_KEY, DISABLED_KEY = "hr_expired_s3cret7", "hr_early_s3cret8", "hr_disabled_s3cret9"
+
+_POLICY = """\
+tenants:
+  development: {models: ["*"], allow: [infer, metadata, admin]}
+  guests: {models: ["*"], allow: [infer, metadata, admin]}
+  narrow: {models: [simple]}
+  limited:
+    models: ["*"]
+    limits: {calls_per_second: 0.01, burst: 3}
+    by_model:
+      slow: {concurrency: 1}
+      echo: {request_bytes: 1000}
+"""
+
+
+def _keys() -> str:
+    rows = [
+        (GUEST_KEY, "guests", "[]", ""),
+        (NARROW_KEY, "narrow", "[]", ""),
+        (OBSERVER_KEY, "narrow", '["observer"]', ""),
+        (CURBED_ADMIN_KEY, "narrow", '["admin"]', ""),
+        (LIMITED_KEY, "limited", "[]", ""),
+        (STRANGER_KEY, "stranger", "[]", ""),
+        (EXPIRED_KEY, "guests", "[]", "expires = 2020-01-01T00:00:00Z"),
+        (EARLY_KEY, "guests", "[]", "not_before = 2090-01-01T00:00:00Z"),
+        (DISABLED_KEY, "guests", "[]", "disabled = true"),
+    ]
+    return "".join(
+        f'[keys.{key.split("_")[1]}]\ntenant = "{tenant}"\nroles = {roles}\n'
+        f'secret_sha256 = "{hashlib.sha256(key.rpartition("_")[2].encode()).hexdigest()}"\n{more}\n'
+        for key, tenant, roles, more in rows
+    )
 
 
 @pytest.fixture(scope="session")
@@ -42,10 +85,10 @@ def few_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def stack(_parts: None, repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """One of each, with all models. Tests leave it as they found it."""
     home = tmp_path_factory.mktemp("stack")
-    keys = home / "keys.toml"
-    digest = hashlib.sha256(GUEST_KEY.rpartition("_")[2].encode()).hexdigest()
-    keys.write_text(f'[keys.guest]\ntenant = "guests"\nroles = []\nsecret_sha256 = "{digest}"\n')
-    env = {"HEADRACE_GATEWAY__IDENTITY__KEY_FILE": str(keys)}
+    keys, policy = home / "test-keys.toml", home / "test-policy.yaml"
+    keys.write_text(_keys())
+    policy.write_text(_POLICY)
+    env = {"HEADRACE_GATEWAY__IDENTITY__KEY_FILE": str(keys), "HEADRACE_GATEWAY__POLICY_FILE": str(policy)}
     with started_stack(home, "--model-repository", str(repository), env=env) as running:
         until_callable(running, MODELS)
         yield running

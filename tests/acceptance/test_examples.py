@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from headrace.local.examples import examples
-from tests.acceptance.stack import KEY, Stack
+from tests.acceptance.calls import FEW_MODELS, until_callable
+from tests.acceptance.stack import KEY, Stack, started_stack
 from tests.parts import missing
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -36,6 +37,19 @@ def test_an_example_prints_its_answer(stack: Stack, words: tuple[str, ...], answ
 
     assert told.returncode == 0, told.stderr
     assert answer in told.stdout
+
+
+def test_the_limited_example_meets_the_limit_of_the_sample_key(few_models: Path, tmp_path: Path) -> None:
+    """On a stack as `headrace up` starts it: with the tenants that it makes."""
+    with started_stack(tmp_path, "--model-repository", str(few_models)) as running:
+        until_callable(running, FEW_MODELS)
+        told = run(running, "limited.py", key=running.ready["sample_key"])
+
+    assert told.returncode == 0, told.stderr
+    assert "sees       simple\n" in told.stdout
+    assert "answered   5\n" in told.stdout
+    assert "refused    RATE_LIMITED: The limit of 2 calls a second for tenant sample is used up" in told.stdout
+    assert "come back  in 0." in told.stdout
 
 
 def test_an_example_with_a_wrong_key_says_the_reason(stack: Stack) -> None:

@@ -24,6 +24,7 @@ from gateway.reflection import V1, V1_ALPHA, Reflection
 from gateway.registry import Registry
 from gateway.status import UnknownMethods
 from headrace.bus.protocols import RouterKey
+from tests.unit.gateway.admitting import admitting
 from tests.unit.gateway.announcing import description, heartbeat, registry
 
 A = RouterKey("a", 1)
@@ -82,12 +83,12 @@ class Watching:
 @pytest.fixture
 async def edge() -> AsyncIterator[Edge]:
     known = registry(heartbeat(A), description(A), attached=(A,))
-    health = Health(known, identify)
+    health = Health(known, identify, admitting())
     health.serve()
     server = grpc.aio.server()
     server.add_generic_rpc_handlers(
         (
-            grpc.method_handlers_generic_handler(SERVICE, handlers(Catalog(known), identify)),
+            grpc.method_handlers_generic_handler(SERVICE, handlers(Catalog(known), identify, admitting())),
             grpc.method_handlers_generic_handler(HEALTH_SERVICE, health.handlers()),
             *Reflection([SERVICE, HEALTH_SERVICE]).generic_handlers(),
             UnknownMethods(),
@@ -151,7 +152,7 @@ async def test_a_stock_client_reads_the_reason_from_what_it_was_made_from(edge: 
 
 
 async def test_every_method_asks_for_a_key(edge: Edge) -> None:
-    known = handlers(Catalog(edge.known), identify)
+    known = handlers(Catalog(edge.known), identify, admitting())
 
     for method in known:
         path = f"/{SERVICE}/{method}"

@@ -13,6 +13,7 @@ from grpc import StatusCode
 from tritonclient.grpc import service_pb2 as oip
 
 from gateway.administration import SERVICE, Administration
+from gateway.audit import Audit
 from gateway.errors import (
     AdminPartialFailure,
     AdminTimeout,
@@ -34,6 +35,7 @@ from headrace.bus.memory.answers import MemoryAnswerHub, MemoryAnswerLinks, Memo
 from headrace.bus.protocols import Failure, Link, Outcome, RouterKey
 from headrace.bus.v1.announcement_pb2 import ROUTER_STATE_LEAVING, ROUTER_STATE_SERVER_AWAY, Announcement
 from headrace.bus.v1.reply_pb2 import ModelServerStatus
+from tests.unit.gateway.admitting import admitting
 from tests.unit.gateway.announcing import (
     INCARNATION,
     POOL,
@@ -118,7 +120,7 @@ class Rig:
 
 
 @asynccontextmanager
-async def started(*routers: RouterKey, seconds: float = 5.0) -> AsyncIterator[Rig]:
+async def started(*routers: RouterKey, seconds: float = 5.0, policy: str | None = None) -> AsyncIterator[Rig]:
     known = registry(heartbeat(A), description(A), heartbeat(B), description(B, partitions=(1,)))
     network, announcements = MemoryNetwork(), MemoryAnnouncements()
     each, links = {A: Router(), B: Router()}, {}
@@ -141,6 +143,8 @@ async def started(*routers: RouterKey, seconds: float = 5.0) -> AsyncIterator[Ri
             hub=hub,
             announcements=announcements,
             identify=identify,
+            admission=admitting(policy),
+            audit=Audit(lambda: 0.0),
             seconds=lambda _: seconds,
             max_message_bytes=LIMIT,
         )

@@ -13,7 +13,7 @@ from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status
 
 from gateway.administration import SERVICE
-from gateway.app import Gateway, identify_from
+from gateway.app import Gateway
 from gateway.calls import TAKE_OVER_SECONDS, Call
 from gateway.errors import RouterLost
 from gateway.infer import METHOD as MODEL_INFER
@@ -62,7 +62,7 @@ def settings(folder: Path, host: str = LOOPBACK, grace_seconds: float = 60.0) ->
 @asynccontextmanager
 async def started(chosen: GatewaySettings) -> AsyncIterator[Gateway]:
     """A gateway as far as it gets before it asks for the broker: its ports are open."""
-    gateway, stop = Gateway(chosen, identify_from(chosen.gateway.identity)), asyncio.Event()
+    gateway, stop = Gateway(chosen), asyncio.Event()
     stop.set()
     async with AsyncExitStack() as owned:
         await gateway.start(owned, stop)

@@ -15,6 +15,7 @@ from gateway.errors import (
 from gateway.identity import Caller
 from headrace.bus.protocols import RouterKey
 from headrace.bus.v1.announcement_pb2 import ROUTER_STATE_SERVER_AWAY
+from tests.unit.gateway.admitting import admitting
 from tests.unit.gateway.announcing import description, heartbeat, registry, statistics, version
 
 A, B = RouterKey("a", 1), RouterKey("b", 2)
@@ -192,7 +193,7 @@ def test_there_is_one_repository_without_a_name(catalog: Catalog) -> None:
 def test_every_method_of_the_protocol_has_someone_to_answer_it(catalog: Catalog) -> None:
     """What is not here is ModelInfer and administration."""
     methods = {method.name for method in oip.DESCRIPTOR.services_by_name[SERVICE.rpartition(".")[2]].methods}
-    ours = handlers(catalog, lambda _: Caller("t", "k")).keys()
+    ours = handlers(catalog, lambda _: Caller("t", "k"), admitting()).keys()
 
     assert methods - ours == {
         "ModelInfer",

@@ -11,6 +11,7 @@ import grpc.aio
 import pytest
 from grpc import StatusCode
 
+from gateway.audit import Audit
 from gateway.edge import CallHandlers, edge_server, open_port
 from gateway.errors import GatewayFull, KeyInvalid, KeyMissing, Refusal, ShuttingDown
 from gateway.identity import Caller, Metadata, presented_key
@@ -84,7 +85,9 @@ async def opened() -> AsyncIterator[Edge]:
     async def other(_request: bytes, _context: Context) -> bytes:
         return b"other"
 
-    handlers = CallHandlers(identify, infer, {OTHER: grpc.unary_unary_rpc_method_handler(other)}, full=full.is_set)
+    handlers = CallHandlers(
+        identify, infer, {OTHER: grpc.unary_unary_rpc_method_handler(other)}, audit=Audit(lambda: 0.0), full=full.is_set
+    )
     server = edge_server(LIMIT, [handlers, Fallback()])
     port = open_port(server, GrpcSettings(host="127.0.0.1", port=0))
     await server.start()

@@ -14,6 +14,7 @@ from gateway.identity import Caller, Metadata
 from gateway.registry import Registry
 from gateway.status import Context
 from headrace.bus.protocols import RouterKey
+from tests.unit.gateway.admitting import admitting
 from tests.unit.gateway.announcing import description, heartbeat, registry
 
 A = RouterKey("a", 1)
@@ -53,7 +54,7 @@ def known() -> Registry:
 
 @pytest.fixture
 def health(known: Registry) -> Health:
-    made = Health(known, identify)
+    made = Health(known, identify, admitting())
     made.serve()
     return made
 
@@ -88,7 +89,7 @@ async def quiet(watching: AsyncGenerator[HealthCheckResponse, None]) -> "asyncio
 
 @pytest.mark.parametrize("name", ["", SERVICE])
 async def test_the_gateway_serves_between_serve_and_drain(known: Registry, name: str) -> None:
-    health = Health(known, identify)
+    health = Health(known, identify, admitting())
 
     assert await status(health, name, ANONYMOUS) == NOT_SERVING
     health.serve()

@@ -2,13 +2,14 @@
 
 import hashlib
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.errors import KeyInvalid, KeyMissing, RoleRequired
+from gateway.errors import KeyExpired, KeyInvalid, KeyMissing, RoleRequired
 from gateway.identity import ADMIN, Caller, DevelopmentKey, Identify, KeyFile, Metadata, identify_by, presented_key
 from headrace.runtime.settings import SettingsError
 
@@ -201,3 +202,66 @@ def test_what_identifies_shows_no_secret(tmp_path: Path) -> None:
     key = DevelopmentKey(path)
 
     assert "let-me-in" not in repr(key) + repr(vars(key)) + repr(identify_by(key)) + repr(key("let-me-in"))
+
+
+# When a key is valid.
+
+
+MOMENT = datetime(2026, 6, 1, tzinfo=UTC).timestamp()
+
+
+def dated(path: Path, more: str) -> KeyFile:
+    path.write_text(entry("billing-1") + more)
+    return KeyFile(path, clock=lambda: MOMENT)
+
+
+@pytest.mark.parametrize(
+    ("more", "valid"),
+    [
+        ("", True),
+        ("expires = 2026-06-01T00:00:01Z\n", True),
+        ("expires = 2026-06-01T00:00:00Z\n", False),
+        ("expires = 2026-06-01T02:00:00+02:00\n", False),
+        ("not_before = 2026-06-01T00:00:00Z\n", True),
+        ("not_before = 2026-06-01T00:00:01Z\n", False),
+        ("not_before = 2026-01-01T00:00:00Z\nexpires = 2027-01-01T00:00:00Z\n", True),
+        ("disabled = false\n", True),
+    ],
+)
+def test_a_key_is_valid_between_its_dates(tmp_path: Path, more: str, valid: bool) -> None:
+    keys = dated(tmp_path / "keys.toml", more)
+
+    if valid:
+        assert keys(KEY) is not None
+    else:
+        with pytest.raises(KeyExpired):
+            keys(KEY)
+        assert keys(KEY + "x") is None, "who has no secret learns nothing of dates"
+
+
+def test_a_disabled_key_is_none(tmp_path: Path) -> None:
+    assert dated(tmp_path / "keys.toml", "disabled = true\n")(KEY) is None
+
+
+@pytest.mark.parametrize(
+    "more", ["expires = 2026-06-01T00:00:00\n", "expires = 2026-06-01\n", 'expires = "soon"\n', "disabled = 1\n"]
+)
+def test_a_date_without_a_zone_and_what_is_none_are_mistakes(tmp_path: Path, more: str) -> None:
+    with pytest.raises(SettingsError, match="must be"):
+        dated(tmp_path / "keys.toml", more)
+
+
+async def test_a_key_that_is_taken_out_or_disabled_is_none_from_the_next_look_on(tmp_path: Path) -> None:
+    keys = dated(tmp_path / "keys.toml", "")
+    assert keys(KEY) is not None
+
+    (tmp_path / "keys.toml").write_text(entry("billing-1") + "disabled = true\n")
+    await keys.look()
+    assert keys(KEY) is None
+    (tmp_path / "keys.toml").write_text(entry("billing-1") + entry("new", secret=OTHER_SECRET))
+    await keys.look()
+    assert keys(KEY) is not None
+    assert keys(f"hr_new_{OTHER_SECRET}") is not None
+    (tmp_path / "keys.toml").write_text("broken")
+    await keys.look()
+    assert keys(KEY) is not None, "a bad edit locks nobody out"

@@ -16,6 +16,7 @@ from google.rpc.status_pb2 import Status
 from grpc import StatusCode
 from tritonclient.grpc import service_pb2 as oip
 
+from gateway.admission import Admission
 from gateway.calls import WaitingCalls
 from gateway.identity import Caller
 from gateway.infer import METHOD, CallTerms, ModelInfer, random_ids
@@ -40,6 +41,7 @@ from headrace.bus.protocols import (
 from headrace.bus.topics import request_topic
 from headrace.bus.v1.envelope_pb2 import METHOD_MODEL_INFER, Metadatum
 from headrace.bus.v1.reply_pb2 import ModelServerStatus
+from tests.unit.gateway.admitting import admitting
 from tests.unit.gateway.announcing import INCARNATION, POOL, description, heartbeat, registry, version
 from tests.unit.gateway.wire import field
 
@@ -171,6 +173,7 @@ async def started(
     max_calls: int = 100,
     max_bytes: int = 2 * LIMIT,
     publisher: RequestPublisher | None = None,
+    admission: Admission | None = None,
     **terms: Any,
 ) -> AsyncIterator[Rig]:
     """The call path on a port of its own, and a router that is attached and reads the log."""
@@ -202,6 +205,7 @@ async def started(
             calls=calls,
             publisher=publisher or MemoryPublisher(log, on_failure=calls.publish_failed),
             hub=hub,
+            admission=admission or admitting(),
         )
         server = grpc.aio.server()
         service, method = METHOD.strip("/").split("/")

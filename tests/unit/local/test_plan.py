@@ -31,9 +31,14 @@ def options(tmp_path: Path) -> UpOptions:
 
 @pytest.fixture
 def secrets(tmp_path: Path) -> plan.Secrets:
-    for name in ("key", "secret"):
+    for name in ("key", "secret", "keys.toml", "tenants.yaml"):
         (tmp_path / name).write_text("x")
-    return plan.Secrets(key_file=tmp_path / "key", reply_secret_file=tmp_path / "secret")
+    return plan.Secrets(
+        key_file=tmp_path / "key",
+        reply_secret_file=tmp_path / "secret",
+        tenant_keys_file=tmp_path / "keys.toml",
+        policy_file=tmp_path / "tenants.yaml",
+    )
 
 
 def test_no_port_is_given_twice_and_the_named_ones_are_the_first_gateways(options: UpOptions) -> None:

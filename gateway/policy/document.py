@@ -1,0 +1,214 @@
+"""The policy as a YAML document: strict, with the line of every mistake.
+
+tenants:
+  acme:
+    models: [simple, "text_*"]
+    allow: [infer, metadata]
+    priority: normal
+    limits: {calls_per_second: 100, burst: 200, concurrency: 32}
+    each_key: {calls_per_second: 50}
+    by_model:
+      "text_*": {concurrency: 4}
+models:
+  simple: {concurrency: 100}
+gateway: {concurrency: 5000}
+"""
+
+import re
+from collections.abc import Hashable, Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from gateway.policy.model import ForModels, Limits, MethodClass, Policy, Priority, Tenant
+from headrace.runtime.settings import SettingsError
+
+_TENANT = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_PATTERN = re.compile(r"[^\x00-\x1f\x7f]{1,256}")
+_LARGEST_BYTES = 8 << 20
+_DEEPEST = 8
+
+At = tuple[Hashable, ...]
+"""Where something stands in the document."""
+
+
+class PolicyError(Exception):
+    """A policy can't be used; the text has a line for every mistake, with its line in the document."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class _Limits(_Strict):
+    calls_per_second: Annotated[float, Field(gt=0, le=1e9, strict=False)] | None = None
+    burst: Annotated[float, Field(ge=1, le=1e9, strict=False)] | None = None
+    bytes_per_second: Annotated[float, Field(gt=0, le=1e15, strict=False)] | None = None
+    concurrency: Annotated[int, Field(ge=1, le=10**9)] | None = None
+    request_bytes: Annotated[int, Field(ge=1)] | None = None
+
+    def made(self) -> Limits:
+        return Limits(**dict(self))
+
+
+class _Tenant(_Strict):
+    models: list[str]
+    allow: list[str] | None = None
+    priority: str = "normal"
+    limits: _Limits = _Limits()
+    each_key: _Limits = _Limits()
+    by_model: dict[str, _Limits] = {}
+
+
+class _Policy(_Strict):
+    tenants: dict[str, _Tenant]
+    models: dict[str, _Limits] = {}
+    gateway: _Limits = _Limits()
+
+
+def read_policy(text: str) -> Policy:
+    """Read a policy. Raises PolicyError."""
+    if len(text) > _LARGEST_BYTES:
+        raise PolicyError(f"a policy has at most {_LARGEST_BYTES} characters")
+    document, lines = _parsed(text)
+    try:
+        read = _Policy.model_validate(document)
+    except ValidationError as exc:
+        wrong = [(error["loc"], _text(error)) for error in exc.errors(include_url=False)]
+        raise PolicyError(_told(wrong, lines)) from None
+    mistakes = list(_mistakes(read))
+    if mistakes:
+        raise PolicyError(_told(mistakes, lines))
+    return Policy(
+        tenants={name: _tenant(name, each) for name, each in read.tenants.items()},
+        models=_for_models(read.models),
+        gateway=read.gateway.made(),
+    )
+
+
+def _tenant(name: str, read: _Tenant) -> Tenant:
+    granted = {} if read.allow is None else {"allow": frozenset(map(MethodClass, read.allow))}
+    return Tenant(
+        name=name,
+        models=tuple(read.models),
+        priority=Priority(read.priority),
+        limits=read.limits.made(),
+        each_key=read.each_key.made(),
+        by_model=_for_models(read.by_model),
+        **granted,
+    )
+
+
+def _for_models(read: Mapping[str, _Limits]) -> tuple[ForModels, ...]:
+    return tuple(ForModels(pattern, limits.made()) for pattern, limits in read.items())
+
+
+def _mistakes(read: _Policy) -> Iterable[tuple[At, str]]:
+    for pattern, limits in read.models.items():
+        yield from _pattern(("models", pattern), pattern)
+        yield from _limits(("models", pattern), limits)
+    yield from _limits(("gateway",), read.gateway)
+    for name, tenant in read.tenants.items():
+        at: At = ("tenants", name)
+        if not _TENANT.fullmatch(name):
+            yield at, "a tenant's name has 1 to 128 of A-Z a-z 0-9 . _ -"
+        for number, pattern in enumerate(tenant.models):
+            yield from _pattern((*at, "models", number), pattern)
+        for number, granted in enumerate(tenant.allow or ()):
+            if granted not in set(MethodClass):
+                yield (*at, "allow", number), f"must be one of {', '.join(MethodClass)}"
+        if tenant.priority not in set(Priority):
+            yield (*at, "priority"), f"must be one of {', '.join(Priority)}"
+        yield from _limits((*at, "limits"), tenant.limits)
+        yield from _limits((*at, "each_key"), tenant.each_key)
+        for pattern, limits in tenant.by_model.items():
+            yield from _pattern((*at, "by_model", pattern), pattern)
+            yield from _limits((*at, "by_model", pattern), limits)
+
+
+def _pattern(at: At, pattern: str) -> Iterable[tuple[At, str]]:
+    if not _PATTERN.fullmatch(pattern):
+        yield at, "a pattern of model names has 1 to 256 printable characters"
+
+
+def _limits(at: At, limits: _Limits) -> Iterable[tuple[At, str]]:
+    if limits.burst is not None and limits.calls_per_second is None:
+        yield (*at, "burst"), "needs calls_per_second beside it"
+
+
+def _text(error: Mapping[str, Any]) -> str:  # Any: pydantic types its error details so
+    if error["type"] == "extra_forbidden":
+        return "no such field"
+    return str(error["msg"]).removeprefix("Value error, ")
+
+
+def _told(mistakes: Iterable[tuple[At, str]], lines: Mapping[At, int]) -> str:
+    told = []
+    for path, text in mistakes:
+        known = path
+        while known and known not in lines:
+            known = known[:-1]
+        told.append((lines.get(known, 1), f"{'.'.join(map(str, path)) or 'the document'}: {text}"))
+    return "\n".join(f"line {line}: {text}" for line, text in sorted(told))
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's own types only, and no aliases: a few of them make a document of any size."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()  # type: ignore[no-untyped-call]  # types-pyyaml has no annotation for it
+            line = event.start_mark.line + 1
+            raise PolicyError(f"line {line}: aliases are not taken: write it out")
+        node: yaml.Node | None = super().compose_node(parent, index)
+        return node
+
+
+def _parsed(text: str) -> tuple[object, Mapping[At, int]]:
+    lines: dict[At, int] = {}
+    try:
+        loader = _Loader(text)
+        try:
+            node = loader.get_single_node()
+            document = None if node is None else _built(loader, node, (), lines)
+        finally:
+            loader.dispose()
+    except yaml.MarkedYAMLError as exc:
+        line = exc.problem_mark.line + 1 if exc.problem_mark else 1
+        raise PolicyError(f"line {line}: no YAML: {exc.problem}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as exc:
+        raise PolicyError(f"line 1: no YAML: {type(exc).__name__}") from None
+    return document, lines
+
+
+def _built(loader: _Loader, node: yaml.Node, path: At, lines: dict[At, int]) -> object:
+    lines[path] = node.start_mark.line + 1
+    if len(path) > _DEEPEST:
+        raise PolicyError(f"line {lines[path]}: nothing in a policy is nested so deep")
+    if isinstance(node, yaml.SequenceNode):
+        return [_built(loader, each, (*path, number), lines) for number, each in enumerate(node.value)]
+    if isinstance(node, yaml.MappingNode):
+        built: dict[object, object] = {}
+        for key_node, value_node in node.value:
+            key = loader.construct_object(key_node)
+            line = key_node.start_mark.line + 1
+            if not isinstance(key, str):
+                raise PolicyError(f"line {line}: a name must be text: put it in quotes")
+            if key in built:
+                raise PolicyError(f"line {line}: {key} stands here twice")
+            built[key] = _built(loader, value_node, (*path, key), lines)
+            lines[*path, key] = line
+        return built
+    return loader.construct_object(node)
+
+
+def load_policy(path: Path) -> Policy:
+    """Read a policy file. Raises SettingsError, a line for every mistake."""
+    try:
+        return read_policy(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as exc:
+        raise SettingsError(f"{path}: cannot be read: {exc}") from None
+    except PolicyError as exc:
+        raise SettingsError("\n".join(f"{path}: {line}" for line in str(exc).splitlines())) from None

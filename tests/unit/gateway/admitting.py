@@ -1,0 +1,21 @@
+"""Admission for tests that are about something else, and policies in one line for those that are not."""
+
+from collections.abc import Callable
+
+from gateway.admission import Admission
+from gateway.audit import Audit
+from gateway.limits.concurrency import Slots
+from gateway.limits.gcra import Gcra
+from gateway.policy.document import read_policy
+from gateway.policy.model import EVERYTHING
+
+
+def admitting(policy: str | None = None, clock: Callable[[], float] = lambda: 0.0) -> Admission:
+    """By a policy in YAML; by none everything may come in. Time stands still unless a clock is given."""
+    return Admission(
+        EVERYTHING if policy is None else read_policy(policy),
+        clock=clock,
+        audit=Audit(clock),
+        make_rate=lambda _, rate, burst: Gcra(rate, burst),
+        make_slots=lambda _, most: Slots(most),
+    )
