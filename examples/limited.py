@@ -21,7 +21,10 @@ def main(address: str, key: str) -> None:
     for tensor in tensors:
         tensor.set_data_from_numpy(np.ones((1, 16), np.int32))
     with InferenceServerClient(address) as client:
-        index = client.get_model_repository_index(headers=headers)
+        try:
+            index = client.get_model_repository_index(headers=headers)
+        except InferenceServerException as error:
+            sys.exit(error.message())
         print("sees      ", ", ".join(model.name for model in index.models))
         for answered in range(MOST_CALLS):
             try:

@@ -20,17 +20,18 @@ from gateway.errors import (
     AdminPartialFailure,
     AdminTimeout,
     Internal,
+    MethodForbidden,
+    ModelUnknown,
     NoLiveRouter,
     Refusal,
     RequestMalformed,
     RequestTooLarge,
-    RoleRequired,
     RouterLost,
     TritonLost,
 )
 from gateway.identity import ADMIN, Identify
 from gateway.infer import pass_on
-from gateway.policy.model import MethodClass
+from gateway.policy.model import MethodClass, Tenant
 from gateway.registry import Registry, Router
 from gateway.status import Context, Handler, unary_bytes
 from headrace.bus.announcements import repository_key
@@ -93,27 +94,34 @@ class Administration:
 
         async def respond(request: bytes, context: Context) -> bytes:
             caller = self._identify(context.invocation_metadata() or ())
+            model, verdict = "", "CANCELLED"
             try:
                 caller.require(ADMIN, method=method)
-            except RoleRequired as refusal:
-                self._audit.refused(caller, refusal, method=full, peer=context.peer())
-                raise
-            self._admission.require(caller, MethodClass.ADMIN, method=full)
-            if len(request) > self._max_message_bytes:
-                raise RequestTooLarge(limit_bytes=str(self._max_message_bytes))
-            message = _parsed(request, request_class)
-            # A Triton that comes back is brought to what its pool was last asked for: the model's name, and no more.
-            restored = after is not None and not getattr(message, "parameters", ())
-            try:
+                tenant = self._admission.require(caller, MethodClass.ADMIN, method=full)
+                message = self._message(request, request_class)
+                model = getattr(message, "model_name", "")
+                _require_sight(tenant, model, method)
+                # A Triton that comes back is brought to what its pool was last asked for: the model, and no more.
+                restored = after is not None and not getattr(message, "parameters", ())
                 with self._counted():
                     outcome = await self._everywhere(full, request, self._seconds(context), after, restored=restored)
+                verdict = "OK" if isinstance(outcome, bytes) else "TRITON"
             except Refusal as refusal:
-                self._audit.administered(caller, method=full, verdict=refusal.reason)
+                verdict = refusal.reason
                 raise
-            self._audit.administered(caller, method=full, verdict="OK" if isinstance(outcome, bytes) else "TRITON")
+            except Exception:
+                verdict = Internal.reason
+                raise
+            finally:
+                self._audit.administered(caller, method=full, model=model, peer=context.peer(), verdict=verdict)
             return await pass_on(outcome, context)
 
         return unary_bytes(full, respond)
+
+    def _message(self, request: bytes, request_class: type[Message]) -> Message:
+        if len(request) > self._max_message_bytes:
+            raise RequestTooLarge(limit_bytes=str(self._max_message_bytes))
+        return _parsed(request, request_class)
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
@@ -191,6 +199,14 @@ class Administration:
             await self._announcements.announce(repository_key(self._pool, model), change)
         except LogUnavailableError as exc:
             _log.warning("not remembered: %s", exc, extra={"event": "repository_change_lost", "model": model})
+
+
+def _require_sight(tenant: Tenant, model: str, method: str) -> None:
+    """A tenant administers what it sees; what concerns all models, only where it sees all."""
+    if model and not tenant.sees(model):
+        raise ModelUnknown(model=model)
+    if not model and not tenant.sees_all:
+        raise MethodForbidden(method=method)
 
 
 def _parsed(request: bytes, request_class: type[Message]) -> Message:

@@ -1,12 +1,12 @@
 """Whether a call may come in: what its caller is granted, and what is left of the limits. Nothing here waits.
 
-A policy is compiled, model by model and caller by caller, into gates: the counters that a call passes. Counters outlive
-a change of the policy where their limits did not change, so that an edit hands nobody a fresh allowance.
+A policy is compiled, model by model and caller by caller, into gates: the counters that a call passes. Counters are
+known by name and outlive a change of the policy, so that an edit hands nobody a fresh allowance.
 """
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -16,23 +16,18 @@ from gateway.errors import (
     ConcurrencyLimited,
     Limited,
     MethodForbidden,
-    ModelUnknown,
     RateLimited,
     Refusal,
     RequestTooLarge,
     TenantUnknown,
 )
 from gateway.identity import Caller
-from gateway.limits import Concurrency, Rate
-from gateway.policy.model import MethodClass, Policy, Tenant, granted_by_roles
+from gateway.limits import Concurrency, Counters, Rate
+from gateway.policy.model import Limits, MethodClass, Policy, Tenant, granted_by_roles, plain
 
-_MAX_GATES = 200_000
+_MAX_GATES = 100_000
 """Callers times models that are kept compiled; beyond it all are forgotten, and compiled anew as they come."""
-
-MakeRate = Callable[[str, float, float], Rate]
-"""Makes a counter of a name, with so many a second and so many at once."""
-MakeSlots = Callable[[str, int], Concurrency]
-"""Makes a counter of a name, with so many at a time."""
+_LONGEST_WAIT_SECONDS = 366 * 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +36,8 @@ class _Rated:
     limit: float
     burst: float
     rate: Rate
+    own: bool
+    """Whether it counts this tenant's calls alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +56,14 @@ class Gate:
     slots: tuple[_Slotted, ...]
     request_bytes: int | None
 
-    def left(self, now: float) -> tuple[int, int, int]:
-        """Of the tightest rate, where there is one: its burst, what is left of it, and seconds until all of it is."""
-        left, rated = min(((each.rate.left(now), each) for each in self.calls), key=lambda pair: pair[0])
-        return math.floor(rated.burst), max(0, math.floor(left)), math.ceil(rated.rate.reset_after(now))
+    def left(self, now: float) -> tuple[int, int, int] | None:
+        """Of the tenant's own tightest rate: its burst, what is left of it, and seconds until all of it is."""
+        own = [(each.rate.left(now), each) for each in self.calls if each.own]
+        if not own:
+            return None
+        left, rated = min(own, key=lambda pair: pair[0])
+        reset = min(rated.rate.reset_after(now), _LONGEST_WAIT_SECONDS)
+        return math.floor(rated.burst), max(0, math.floor(left)), math.ceil(reset)
 
 
 class Admission:
@@ -74,24 +75,19 @@ class Admission:
         *,
         clock: Callable[[], float],
         audit: Audit,
-        make_rate: MakeRate,
-        make_slots: MakeSlots,
-        make_own_rate: MakeRate | None = None,
-        make_own_slots: MakeSlots | None = None,
+        shared: Counters,
+        own: Counters,
     ) -> None:
-        """`make_…` makes counters that all gateways share, where they share any; `make_own_…` this gateway's own."""
+        """`shared` counts for all gateways together, where they share anything; `own` for this one."""
         self._clock = clock
         self._audit = audit
-        self._make_rate = make_rate
-        self._make_slots = make_slots
-        self._make_own_rate = make_own_rate or make_rate
-        self._make_own_slots = make_own_slots or make_slots
-        self._rates: dict[tuple[str, float, float], Rate] = {}
-        self._slots: dict[tuple[str, int], Concurrency] = {}
+        self._shared = shared
+        self._own = own
         self._gates: dict[tuple[Caller, str], Gate] = {}
         self._policy = policy
-        self.refused: Counter[tuple[str, str]] = Counter()
-        """Refusals, by tenant and reason; of tenants that exist or whose keys do."""
+        self._changed: list[Callable[[], None]] = []
+        self.refused: Counter[str] = Counter()
+        """Refusals by their reason."""
 
     @property
     def policy(self) -> Policy:
@@ -102,6 +98,12 @@ class Admission:
         """Put another policy in force, for every call from now on. Calls under way go on."""
         self._policy = policy
         self._gates.clear()
+        for changed in self._changed:
+            changed()
+
+    def subscribe(self, changed: Callable[[], None]) -> None:
+        """Be told of every other policy, when it is in force."""
+        self._changed.append(changed)
 
     # What is granted.
 
@@ -121,25 +123,36 @@ class Admission:
 
     # What is left.
 
-    def enter(self, caller: Caller, model: str, size: int, *, method: str, call_id: bytes = b"") -> Gate:
-        """Count a call of a model that exists. `leave` follows when it has ended, whatever became of it.
+    def gate(self, caller: Caller, model: str, *, method: str) -> Gate | None:
+        """What a caller's calls of a model have to pass; None where the caller is not to know of the model.
 
-        Raises TenantUnknown, MethodForbidden, ModelUnknown where the caller is not to know of the model,
-        RequestTooLarge, ConcurrencyLimited, RateLimited or BytesLimited; nothing is counted then.
+        Ask for models that exist only: what is compiled is kept. Raises TenantUnknown or MethodForbidden.
         """
         gate = self._gates.get((caller, model))
-        if gate is None:
-            gate = self._compiled(caller, model, method)
+        return self._compiled(caller, model, method) if gate is None else gate
+
+    def unseen(self, caller: Caller, refusal: Refusal, *, method: str, call_id: bytes) -> Refusal:
+        """Refuse a call of a model that does not exist, or not for this caller: the same way, in every respect.
+
+        Raises TenantUnknown or MethodForbidden, as for any other model.
+        """
+        self.require(caller, MethodClass.INFER, method=method)
+        return self._refused(refusal, caller, method, call_id.hex())
+
+    def enter(self, gate: Gate, caller: Caller, size: int, *, method: str, call_id: bytes) -> None:
+        """Count a call. `leave` follows when it has ended, whatever became of it.
+
+        Raises RequestTooLarge, ConcurrencyLimited, RateLimited or BytesLimited; nothing is counted then.
+        """
         if gate.request_bytes is not None and size > gate.request_bytes:
             raise self._refused(RequestTooLarge(limit_bytes=str(gate.request_bytes)), caller, method, call_id.hex())
         if gate.slots or gate.calls or gate.bytes:
             refusal = self._counted(gate, size)
             if refusal is not None:
                 raise self._refused(refusal, caller, method, call_id.hex())
-        return gate
 
-    def left(self, gate: Gate) -> tuple[int, int, int]:
-        """What is left of a gate's tightest rate; see Gate.left."""
+    def left(self, gate: Gate) -> tuple[int, int, int] | None:
+        """What is left of a tenant's tightest rate; see Gate.left."""
         return gate.left(self._clock())
 
     def leave(self, gate: Gate) -> None:
@@ -160,14 +173,17 @@ class Admission:
                 seconds = rated.rate.take(now, amount)
                 if seconds:
                     self._give_back(gate.slots, taken)
-                    left = gate.left(now) if gate.calls else None
-                    limit = f"{rated.limit:g}"
-                    return limited(retry_after_seconds=seconds, left=left, scope=rated.scope, limit=limit)
+                    return limited(
+                        retry_after_seconds=min(seconds, _LONGEST_WAIT_SECONDS),
+                        left=gate.left(now),
+                        scope=rated.scope,
+                        limit=plain(rated.limit),
+                    )
                 taken.append((rated, amount))
         return None
 
     def _refused(self, refusal: Refusal, caller: Caller, method: str, call_id: str = "") -> Refusal:
-        self.refused[caller.tenant, refusal.reason] += 1
+        self.refused[refusal.reason] += 1
         self._audit.refused(caller, refusal, method=method, call_id=call_id)
         return refusal
 
@@ -180,43 +196,27 @@ class Admission:
 
     # How a policy becomes counters.
 
-    def _compiled(self, caller: Caller, model: str, method: str) -> Gate:
+    def _compiled(self, caller: Caller, model: str, method: str) -> Gate | None:
         tenant = self.require(caller, MethodClass.INFER, method=method)
         if not tenant.sees(model):
-            raise self._refused(ModelUnknown(model=model), caller, method)
-        name = tenant.name if tenant.name != "*" else caller.tenant
-        scoped = [
-            (f"tenant {name}", f"tenant:{name}", tenant.limits, False),
-            (f"key {caller.key_id}", f"key:{name}:{caller.key_id}", tenant.each_key, False),
-            *(
-                (f"tenant {name} at {each.pattern}", f"tenant:{name}:{each.pattern}", each.limits, False)
-                for each in tenant.by_model
-                if fnmatchcase(model, each.pattern)
-            ),
-            *(
-                (f"model {model}", f"model:{model}:{each.pattern}", each.limits, False)
-                for each in self._policy.models
-                if fnmatchcase(model, each.pattern)
-            ),
-            ("this gateway", "gateway", self._policy.gateway, True),
-        ]
-        sizes = [limits.request_bytes for _, _, limits, _ in scoped if limits.request_bytes is not None]
+            return None
+        scopes = list(self._scopes(tenant, caller, model))
+        sizes = [scope.limits.request_bytes for scope in scopes if scope.limits.request_bytes is not None]
         gate = Gate(
             calls=tuple(
-                _Rated(scope, per_second, burst, self._rate(f"calls:{key}", per_second, burst, own))
-                for scope, key, limits, own in scoped
-                if (per_second := limits.calls_per_second) is not None
-                for burst in (limits.burst or max(1.0, per_second),)
+                scope.rated("calls", per_second, scope.limits.burst or max(1.0, per_second))
+                for scope in scopes
+                if (per_second := scope.limits.calls_per_second) is not None
             ),
             bytes=tuple(
-                _Rated(scope, per_second, per_second, self._rate(f"bytes:{key}", per_second, per_second, own))
-                for scope, key, limits, own in scoped
-                if (per_second := limits.bytes_per_second) is not None
+                scope.rated("bytes", per_second, per_second)
+                for scope in scopes
+                if (per_second := scope.limits.bytes_per_second) is not None
             ),
             slots=tuple(
-                _Slotted(scope, most, self._slot(key, most, own))
-                for scope, key, limits, own in scoped
-                if (most := limits.concurrency) is not None
+                _Slotted(scope.text, most, scope.counters.slots(scope.name, most))
+                for scope in scopes
+                if (most := scope.limits.concurrency) is not None
             ),
             request_bytes=min(sizes, default=None),
         )
@@ -225,15 +225,32 @@ class Admission:
         self._gates[caller, model] = gate
         return gate
 
-    def _rate(self, name: str, per_second: float, burst: float, own: bool) -> Rate:
-        made = self._rates.get((name, per_second, burst))
-        if made is None:
-            made = (self._make_own_rate if own else self._make_rate)(name, per_second, burst)
-            self._rates[name, per_second, burst] = made
-        return made
+    def _scopes(self, tenant: Tenant, caller: Caller, model: str) -> Iterator["_Scope"]:
+        """Whose limits hold for a call."""
+        name = caller.tenant
+        yield _Scope(f"tenant {name}", f"tenant:{name}", tenant.limits, self._shared)
+        yield _Scope(f"key {caller.key_id}", f"key:{name}:{caller.key_id}", tenant.each_key, self._shared)
+        for each in tenant.by_model:
+            if fnmatchcase(model, each.pattern):
+                text = f"tenant {name} at {each.pattern}"
+                yield _Scope(text, f"tenant:{name}:{each.pattern}", each.limits, self._shared)
+        for each in self._policy.models:
+            if fnmatchcase(model, each.pattern):
+                name = f"model:{model}:{each.pattern}"
+                yield _Scope(f"model {model}", name, each.limits, self._shared, own=False)
+        yield _Scope("this gateway", "gateway", self._policy.gateway, self._own, own=False)
 
-    def _slot(self, name: str, most: int, own: bool) -> Concurrency:
-        made = self._slots.get((name, most))
-        if made is None:
-            made = self._slots[name, most] = (self._make_own_slots if own else self._make_slots)(name, most)
-        return made
+
+@dataclass(frozen=True, slots=True)
+class _Scope:
+    """Something that limits hold for."""
+
+    text: str
+    name: str
+    limits: Limits
+    counters: Counters
+    own: bool = True
+
+    def rated(self, what: str, per_second: float, burst: float) -> _Rated:
+        rate = self.counters.rate(f"{what}:{self.name}", per_second, burst)
+        return _Rated(self.text, per_second, burst, rate, self.own)

@@ -4,35 +4,26 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import AsyncExitStack
-from pathlib import Path
-from typing import Any
 
 import grpc
 
 from gateway import catalog
+from gateway.access import Access
 from gateway.administration import SERVICE, Administration
-from gateway.admission import Admission
-from gateway.audit import Audit
 from gateway.calls import WaitingCalls
 from gateway.catalog import Catalog
 from gateway.edge import CallHandlers, edge_server, open_port
 from gateway.errors import ShuttingDown
 from gateway.health import SERVICE as HEALTH_SERVICE
 from gateway.health import Health
-from gateway.identity import DevelopmentKey, Identify, KeyFile, Verify, identify_by
 from gateway.infer import CallTerms, ModelInfer
-from gateway.limits.concurrency import Slots
-from gateway.limits.gcra import Gcra
 from gateway.metrics import instruments
-from gateway.policy.document import load_policy
-from gateway.policy.model import EVERYTHING
 from gateway.reflection import Reflection
 from gateway.registry import Registry
-from gateway.settings import GatewaySettings, IdentitySettings
+from gateway.settings import GatewaySettings
 from gateway.status import Context, Handler, UnknownMethods
-from gateway.tokens import Tokens
 from headrace.bus.announcements import gateway_key
 from headrace.bus.answers.hub import GrpcAnswerHub
 from headrace.bus.answers.wire import Trust
@@ -45,11 +36,7 @@ from headrace.runtime import logs
 from headrace.runtime.addresses import join_address
 from headrace.runtime.admin_http import Readiness, admin_http
 from headrace.runtime.lifecycle import Background, Unstartable, serve_until, unless
-from headrace.runtime.reload import ReloadedFile
 from headrace.runtime.telemetry import Telemetry
-
-Keep = Callable[[], Coroutine[Any, Any, None]]
-"""Makes a task that runs for as long as the gateway does."""
 
 _TICK_SECONDS = 0.25
 _GOODBYE_SECONDS = 2.0
@@ -69,38 +56,6 @@ async def serve(settings: GatewaySettings, stop: asyncio.Event) -> None:
         await gateway.drain()
 
 
-def identify_from(settings: IdentitySettings) -> tuple[Identify, dict[str, Keep]]:
-    """Who may call, by the settings, and what has to be kept up for it, by name. Raises SettingsError."""
-    verifiers: list[Verify] = []
-    kept: dict[str, Keep] = {}
-    if settings.key_file is not None:
-        keys = KeyFile(settings.key_file)
-        verifiers.append(keys)
-        kept["key-file"] = keys.keep
-    if settings.development_key_file is not None:
-        verifiers.append(DevelopmentKey(settings.development_key_file))
-    if settings.token_issuer is not None:
-        tokens = Tokens(settings.token_issuer)
-        verifiers.append(tokens)
-        kept["token-issuer"] = tokens.keep
-    return identify_by(*verifiers), kept
-
-
-def admission_from(policy_file: Path | None, audit: Audit) -> tuple[Admission, dict[str, Keep]]:
-    """What callers may, by the policy file, and what has to be kept up for it, by name. Raises SettingsError."""
-    admission = Admission(
-        EVERYTHING,
-        clock=asyncio.get_running_loop().time,
-        audit=audit,
-        make_rate=lambda _, rate, burst: Gcra(rate, burst),
-        make_slots=lambda _, most: Slots(most),
-    )
-    if policy_file is None:
-        return admission, {}
-    watched = ReloadedFile(policy_file, what="policy", read=load_policy, use=admission.change)
-    return admission, {"policy-file": watched.keep}
-
-
 class Gateway:
     """The parts, and what passes between them."""
 
@@ -109,10 +64,6 @@ class Gateway:
         own = settings.gateway
         limit = settings.topics.max_message_bytes
         self._settings = settings
-        self._identify, self._kept = identify_from(own.identity)
-        self._audit = Audit(asyncio.get_running_loop().time)
-        self._admission, kept = admission_from(own.policy_file, self._audit)
-        self._kept |= kept
         self._id = own.id or socket.gethostname()
         self._incarnation = int.from_bytes(os.urandom(8))
         self._client_id = f"headrace-gateway-{self._id}"
@@ -121,7 +72,9 @@ class Gateway:
         self._caught_up = asyncio.Event()
         self._left: set[RouterKey] = set()
         self._registry = Registry(pool=self._pool, gateway_id=self._id, incarnation=self._incarnation)
-        self._health = Health(self._registry, self._identify, self._admission)
+        self._access = Access(own, gateways=lambda: self._registry.gateways)
+        self._health = Health(self._registry, self._access.identify, self._access.admission, self._access.audit)
+        self._access.subscribe(self._health.reconsider)
         self._calls = WaitingCalls(max_calls=own.bounds.calls, max_bytes=own.bounds.request_bytes)
         self._hub = GrpcAnswerHub(
             incarnation=self._incarnation,
@@ -143,9 +96,9 @@ class Gateway:
             registry=self._registry,
             hub=self._hub,
             announcements=self._announcements,
-            identify=self._identify,
-            admission=self._admission,
-            audit=self._audit,
+            identify=self._access.identify,
+            admission=self._access.admission,
+            audit=self._access.audit,
             seconds=self._seconds,
             max_message_bytes=limit,
         )
@@ -175,15 +128,21 @@ class Gateway:
             calls=self._calls,
             publisher=self._publisher,
             hub=self._hub,
-            admission=self._admission,
+            admission=self._access.admission,
         )
         self._call_handlers = CallHandlers(
-            self._identify, self._infer.handler, self._methods(), audit=self._audit, full=self._calls.full
+            self._access.identify,
+            self._infer.handler,
+            self._methods(),
+            audit=self._access.audit,
+            full=self._calls.full,
         )
+        self._access.subscribe(self._call_handlers.identities_changed)
         server = edge_server(self._settings.topics.max_message_bytes, self._handlers())
         self._port = open_port(server, own.grpc)
-        telemetry = Telemetry(*instruments(self._registry, self._calls, self._infer))
+        telemetry = Telemetry(*instruments(self._registry, self._calls, self._infer, self._access))
         await enter(admin_http(own.admin.host, own.admin.port, readiness=self._readiness, metrics=telemetry.scrape))
+        await enter(self._access)
         await enter(self._hub)
         # The port answers at once, with NOT_SERVING and refusals: a broker that is away is told, not waited for.
         owned.push_async_callback(server.stop, _LAST_WORD_SECONDS)
@@ -198,8 +157,7 @@ class Gateway:
         self.background.spawn("announcements", self._follow())
         self.background.spawn("beacon", beacon.keep())
         self.background.spawn("clock", self._tick())
-        for name, keep in self._kept.items():
-            self.background.spawn(name, keep())
+        self._access.keep(self.background)
         _log.info(
             "gateway %s listens on port %d",
             self._id,
@@ -227,7 +185,7 @@ class Gateway:
 
     def _methods(self) -> dict[str, Handler]:
         own = Catalog(self._registry, pool_may_sleep=self._settings.gateway.pool_may_sleep)
-        methods = catalog.handlers(own, self._identify, self._admission) | self._administration.handlers()
+        methods = catalog.handlers(own, self._access.identify, self._access.admission) | self._administration.handlers()
         return {f"/{SERVICE}/{name}": handler for name, handler in methods.items()}
 
     def _handlers(self) -> list[grpc.GenericRpcHandler]:
@@ -334,6 +292,7 @@ class Gateway:
             self._advance(clock())
 
     def _advance(self, now: float) -> None:
+        self._access.advance(now)
         for router, at in self._hub.heard_at.items():
             self._registry.heard(router, at)
         for router in self._registry.advance(now):

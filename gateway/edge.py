@@ -11,12 +11,14 @@ from gateway.audit import Audit
 from gateway.errors import GatewayFull, Refusal, ShuttingDown
 from gateway.identity import Caller, Identify
 from gateway.infer import METHOD as MODEL_INFER
+from gateway.infer import Proof
 from gateway.settings import GrpcSettings
 from gateway.status import Context, abort
 from headrace.runtime.addresses import join_address
 from headrace.runtime.lifecycle import Unstartable
 
 Handler = Any  # grpc's handler class is generic for type checkers only
+_MAX_HANDLERS = 100_000
 
 
 class CallHandlers(grpc.GenericRpcHandler):
@@ -25,7 +27,7 @@ class CallHandlers(grpc.GenericRpcHandler):
     def __init__(
         self,
         identify: Identify,
-        infer: Callable[[Caller], Callable[[bytes, Context], Any]],
+        infer: Callable[[Caller, Proof], Callable[[bytes, Context], Any]],
         others: Mapping[str, Handler],
         *,
         audit: Audit,
@@ -41,8 +43,23 @@ class CallHandlers(grpc.GenericRpcHandler):
         self._infer = infer
         self._others = others
         self._handlers: dict[Caller, Handler] = {}
+        self._generation = 0
         self.closing = False
         """Whether new calls are refused."""
+
+    def identities_changed(self) -> None:
+        """Keys were taken out, or came: calls whose body is still being read are to prove anew who they are."""
+        self._generation += 1
+        self._handlers.clear()
+
+    def _proof(self) -> Proof:
+        generation = self._generation
+
+        def prove(context: Context) -> None:
+            if generation != self._generation:
+                self._identify(context.invocation_metadata() or ())
+
+        return prove
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler | None:
         """The handler of one call: the method as this caller may use it, or its refusal."""
@@ -62,8 +79,10 @@ class CallHandlers(grpc.GenericRpcHandler):
             return refusing(GatewayFull())
         handler = self._handlers.get(caller)
         if handler is None:
-            handler = grpc.unary_unary_rpc_method_handler(self._infer(caller))
-            self._handlers[caller] = handler  # as many as there are keys
+            handler = grpc.unary_unary_rpc_method_handler(self._infer(caller, self._proof()))
+            if len(self._handlers) >= _MAX_HANDLERS:
+                self._handlers.clear()  # made anew as they come: subjects of tokens may be any number
+            self._handlers[caller] = handler
         return handler
 
     def _audit_stranger(self, method: str, refusal: Refusal, peer: str) -> None:

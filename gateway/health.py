@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, Iterable
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from gateway.admission import Admission
+from gateway.audit import Audit
 from gateway.catalog import SERVICE as INFERENCE_SERVICE
 from gateway.errors import CredentialRefused, GatewayFull, ServiceUnknown, ShuttingDown
 from gateway.identity import Identify
@@ -27,8 +28,9 @@ _OWN = frozenset({"", INFERENCE_SERVICE})
 class Health:
     """The health of a gateway and its models. NOT_SERVING until `serve`, and again from `drain` on."""
 
-    def __init__(self, registry: Registry, identify: Identify, admission: Admission) -> None:
-        """Follows the registry for as long as both live."""
+    def __init__(self, registry: Registry, identify: Identify, admission: Admission, audit: Audit) -> None:
+        """Follows the registry and the policy for as long as all live."""
+        self._audit = audit
         self._registry = registry
         self._identify = identify
         self._admission = admission
@@ -37,10 +39,15 @@ class Health:
         self._watchers: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
         self._watcher_count = 0
         registry.subscribe(self._wake)
+        admission.subscribe(self.reconsider)
 
     def serve(self) -> None:
         """The gateway takes calls from here on."""
         self._serving = True
+        self._wake(self._watchers)
+
+    def reconsider(self) -> None:
+        """Who may see what has changed."""
         self._wake(self._watchers)
 
     def drain(self) -> None:
@@ -81,7 +88,6 @@ class Health:
         if self._watcher_count >= MAX_WATCHERS:
             raise GatewayFull
         name = request.service
-        visible = self._visible(name, context)
         changed = asyncio.Event()
         told: int | None = None
         self._watcher_count += 1
@@ -89,6 +95,7 @@ class Health:
         try:
             while not self._closed:
                 changed.clear()
+                visible = self._visible(name, context)
                 status = self._status(name) if visible else HealthCheckResponse.SERVICE_UNKNOWN
                 if status != told:
                     told = status
@@ -107,7 +114,8 @@ class Health:
             return True
         try:
             caller = self._identify(context.invocation_metadata() or ())
-        except CredentialRefused:
+        except CredentialRefused as refusal:
+            self._audit.refused(None, refusal, method=f"/{SERVICE}/Check", peer=context.peer())
             return False
         return self._admission.sees(caller, name)
 

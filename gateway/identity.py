@@ -134,11 +134,15 @@ class KeyFile:
         disabled = false
     """
 
-    def __init__(self, path: Path, *, clock: Callable[[], float] = time.time) -> None:
-        """Raises SettingsError, a line for every mistake in the file."""
+    def __init__(
+        self, path: Path, *, clock: Callable[[], float] = time.time, changed: Callable[[], None] = lambda: None
+    ) -> None:
+        """`changed` is told after the keys have. Raises SettingsError, a line for every mistake in the file."""
         self._clock = clock
         self._keys: Mapping[str, _Key] = {}
+        self._changed: Callable[[], None] = lambda: None
         self._file = ReloadedFile(path, what="key file", read=_read, use=self._use)
+        self._changed = changed
 
     def __call__(self, key: str) -> Caller | None:
         """The caller of a key. Raises KeyExpired for who has the secret, and no right to it now."""
@@ -165,6 +169,7 @@ class KeyFile:
 
     def _use(self, keys: Mapping[str, _Key]) -> None:
         self._keys = keys
+        self._changed()
 
 
 class DevelopmentKey:
@@ -187,8 +192,8 @@ class DevelopmentKey:
 def _read(path: Path) -> Mapping[str, _Key]:
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
-        raise SettingsError(f"{path}: cannot be read as TOML: {exc}") from None
+    except (ValueError, RecursionError) as exc:
+        raise SettingsError(f"{path}: cannot be read as TOML: {str(exc) or type(exc).__name__}") from None
     tables = document.pop("keys", None)
     problems = [f"{name}: no such entry, only [keys.<id>] tables are known" for name in document]
     keys: dict[str, _Key] = {}

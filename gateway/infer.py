@@ -51,6 +51,8 @@ CALL_ID_BYTES = 16
 _IDS_A_DRAW = 256
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
+Proof = Callable[[Context], None]
+"""Raises a CredentialRefused where the caller is not any more who it was when the call began."""
 
 _UNSENDABLE = re.compile(rb"[^\x20-\x7e]")
 """gRPC ends a call as INTERNAL rather than send these in a text."""
@@ -141,18 +143,19 @@ class ModelInfer:
         self.ended: Counter[str] = Counter()
         """How calls ended: `OK`, `TRITON` for Triton's own errors, `CANCELLED`, or the refusal's reason."""
 
-    def handler(self, caller: Caller) -> Callable[[bytes, Context], Any]:
-        """The method, for one caller."""
+    def handler(self, caller: Caller, prove: Proof = lambda _: None) -> Callable[[bytes, Context], Any]:
+        """The method, for one caller. `prove` is asked once the body is there: that may be long after who it was."""
         base = self._envelope_base + Envelope(tenant=caller.tenant).SerializeToString()
 
         async def model_infer(request: bytes, context: Context) -> bytes:
-            return await self._answer(caller, base, request, context)
+            return await self._answer(caller, prove, base, request, context)
 
         return model_infer
 
-    async def _answer(self, caller: Caller, base: bytes, request: bytes, context: Context) -> bytes:
+    async def _answer(self, caller: Caller, prove: Proof, base: bytes, request: bytes, context: Context) -> bytes:
         call_id = self._call_ids()
         try:
+            prove(context)
             outcome = await self._admitted(caller, call_id, base, request, context)
         except Refusal as refusal:
             self.ended[refusal.reason] += 1
@@ -175,16 +178,18 @@ class ModelInfer:
             raise RequestTooLarge(limit_bytes=str(self._terms.max_message_bytes))
         name = routing_fields(request).model_name
         model = self._registry.models.get(name)
-        if model is None:
-            raise self._unknown(name)
-        gate = self._admission.enter(caller, name, len(request), method=METHOD, call_id=call_id)
+        gate = None if model is None else self._admission.gate(caller, name, method=METHOD)
+        if model is None or gate is None:
+            raise self._admission.unseen(caller, self._unknown(name), method=METHOD, call_id=call_id)
+        self._admission.enter(gate, caller, len(request), method=METHOD, call_id=call_id)
         try:
             outcome = await self._run(model, call_id, base, request, context)
         finally:
             self._admission.leave(gate)
         if gate.calls and isinstance(outcome, bytes):
             left = self._admission.left(gate)
-            context.set_trailing_metadata(rate_metadata(left))
+            if left is not None:
+                context.set_trailing_metadata(rate_metadata(left))
         return outcome
 
     async def _run(

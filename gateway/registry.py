@@ -29,6 +29,8 @@ ROUTER_SILENCE_SECONDS = 3.0
 """A router that announces nothing for longer is not live, as long as the log works."""
 MUTE_SECONDS = 10.0
 """One that answers, and announces nothing for longer, is not live either: its partitions are another's by then."""
+GATEWAY_SILENCE_SECONDS = 3.0
+"""Another gateway that announces nothing for longer does not count, as long as the log works."""
 LOG_SILENCE_SECONDS = 1.5
 """Own heartbeats come back every second; without them for longer, the log is away, and silence proves nothing."""
 
@@ -142,6 +144,9 @@ class Registry:
         self._attached: set[RouterKey] = set()
         self._descriptions: dict[str, dict[str, ModelDescription]] = {}  # by model, then by router
         self._statistics: dict[str, dict[str, ModelStatistics]] = {}  # by model, then by router
+        self._gateways_heard_at: dict[str, float] = {}
+        self.gateways = 1
+        """How many gateways announce themselves, this one included, as of the last `advance`."""
         self._models: dict[str, Model] = {}
         self._revision = 0
         self._log_heard_at: float | None = None
@@ -164,8 +169,8 @@ class Registry:
             return
         match parsed.kind:
             case "gateway":
-                if parsed.id == self._gateway_id and announcement is not None and announcement.HasField("gateway"):
-                    self._own_heartbeat(announcement.gateway.incarnation, now)
+                told_so = announcement is not None and announcement.HasField("gateway")
+                self._gateway(parsed.id, announcement.gateway.incarnation if announcement and told_so else None, now)
             case "router":
                 heard = announcement.router if announcement is not None and announcement.HasField("router") else None
                 self._router(parsed.id, heard, now)
@@ -201,6 +206,7 @@ class Registry:
         """Let time pass: the routers that are returned have been silent for too long, and are not live from here on."""
         if self._log_heard_at is None or now - self._log_heard_at > LOG_SILENCE_SECONDS:
             return []
+        self._count_gateways(now)
         fell_silent = [router for router in self._routers.values() if not router.silent and self._is_mute(router, now)]
         for router in fell_silent:
             self._store(replace(router, silent=True))
@@ -241,9 +247,22 @@ class Registry:
 
     # How it is folded.
 
-    def _own_heartbeat(self, incarnation: int, now: float) -> None:
-        if incarnation != self._incarnation:
-            return
+    def _gateway(self, gateway_id: str, incarnation: int | None, now: float) -> None:
+        if incarnation is None:
+            self._gateways_heard_at.pop(gateway_id, None)
+        else:
+            self._gateways_heard_at[gateway_id] = now
+        if gateway_id == self._gateway_id and incarnation == self._incarnation:
+            self._own_heartbeat(now)
+
+    def _count_gateways(self, now: float) -> None:
+        since = self._log_works_since
+        for gateway_id, heard_at in list(self._gateways_heard_at.items()):
+            if now - max(heard_at, since) > GATEWAY_SILENCE_SECONDS:
+                del self._gateways_heard_at[gateway_id]
+        self.gateways = max(1, len(self._gateways_heard_at))
+
+    def _own_heartbeat(self, now: float) -> None:
         if self._log_heard_at is None or now - self._log_heard_at > LOG_SILENCE_SECONDS:
             self._log_works_since = now  # nobody could be heard until now, so everyone's silence starts anew
         self._log_heard_at = now

@@ -157,6 +157,26 @@ class BoundSettings(Section):
     """Request bytes of all calls that wait."""
 
 
+def _without_password(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in {"redis", "rediss", "unix"} or not (parts.hostname or parts.path):
+        raise ValueError("must be redis://HOST:PORT, rediss://HOST:PORT (TLS) or unix:///PATH")
+    if parts.password is not None or "password=" in parts.query:
+        raise ValueError("must hold no password: put it into password_file")
+    return url
+
+
+class SharedLimitSettings(Section):
+    """Limits that all gateways count together, through Redis or Valkey."""
+
+    redis_url: Annotated[str, AfterValidator(_without_password)] | None = None
+    """`redis://HOST:PORT/DB`, `rediss://…` with TLS, or `unix:///PATH`. Unset: each gateway counts by itself."""
+    password_file: ReadableFile | None = None
+    """Its password."""
+    when_away: Literal["local_share", "deny", "allow"] = "local_share"
+    """While it is away: each gateway allows its share of every limit, or refuses what is limited, or limits nothing."""
+
+
 class GatewaySection(Section):
     """Everything that is the gateway's alone."""
 
@@ -168,6 +188,7 @@ class GatewaySection(Section):
     identity: IdentitySettings
     policy_file: ReadableFile | None = None
     """What each tenant may call and use, YAML, read again when it changes. Unset: who has a key may call everything."""
+    shared_limits: SharedLimitSettings = SharedLimitSettings()
     deadlines: DeadlineSettings = DeadlineSettings()
     drain: DrainSettings = DrainSettings()
     bounds: BoundSettings = BoundSettings()

@@ -79,10 +79,14 @@ class Tokens:
         *,
         cache_seconds: float = 1.0,
         fetch_seconds: float = 5.0,
+        changed: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Raises SettingsError where the file holds no usable key. Keys of a URL are there after `refresh`."""
+        """`changed` is told when the keys are others. Keys of a URL are there after `refresh`.
+
+        Raises SettingsError where the file holds no usable key.
+        """
         self._settings = settings
         self._cache_seconds = cache_seconds
         self._fetch_seconds = fetch_seconds
@@ -94,6 +98,7 @@ class Tokens:
         self._keys: tuple[_Key, ...] = ()
         self._wanted = asyncio.Event()
         self._failing = False
+        self._changed: Callable[[], None] = lambda: None
         if settings.jwks_file is not None:
             try:
                 document = _read(settings.jwks_file)
@@ -103,6 +108,7 @@ class Tokens:
             if not keys:
                 raise SettingsError(f"{settings.jwks_file}: no key in it fits {', '.join(settings.algorithms)}")
             self._take(document, keys)
+        self._changed = changed
 
     def __call__(self, credential: str) -> Caller | None:
         """The caller of a token; None for one that is not valid, not of this issuer, or no token at all."""
@@ -187,6 +193,7 @@ class Tokens:
             self._settings.issuer,
             extra={"event": "jwks_changed", "issuer": self._settings.issuer, "keys": len(keys)},
         )
+        self._changed()
 
     def _judged(self, token: str) -> tuple[Caller | None, float]:
         """Whose token it is, and for how many seconds to believe so."""
@@ -236,8 +243,11 @@ class Tokens:
             _refuse("the tenant claim is missing or no tenant's name")
         named = (claims.get("sub"), claims.get("azp"), claims.get("client_id"), tenant)
         subject = next(name for name in named if isinstance(name, str) and name)
-        key_id = "token-" + _NOT_IN_A_KEY_ID.sub("_", subject[:_LONGEST_SUBJECT])
-        return Caller(tenant, key_id, self._roles(claims.get(self._settings.roles_claim)))
+        key_id = _NOT_IN_A_KEY_ID.sub("_", subject[:_LONGEST_SUBJECT])
+        if key_id != subject:
+            # What was replaced or cut must not make one of two.
+            key_id += "~" + hashlib.sha256(subject.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+        return Caller(tenant, f"token:{key_id}", self._roles(claims.get(self._settings.roles_claim)))
 
     def _roles(self, claimed: object) -> frozenset[str]:
         known: Mapping[str, str] = self._settings.role_map or {role: role for role in _ROLES}

@@ -1,15 +1,15 @@
 """What a tenant may use: a rate of calls, and calls at a time; counted here alone, or shared by all gateways.
 
-`gcra` and `concurrency` count in this process. `leases` counts across gateways through Redis or Valkey without a round
-trip per call: a gateway leases a little ahead and spends it locally. Its state machines are `balance` (what this
-gateway holds and asks for) and `breaker` (whether Redis answers), both pure; `script` is what runs in Redis. Local and
-leased limits satisfy the same protocols, below. Imports nothing of the gateway; only `leases` does I/O and knows
-redis-py. Start reading at `gcra`, then `leases`.
+`gcra` and `concurrency` count in this process, `local` keeps them by name. `leases` counts across gateways by Redis or
+Valkey without a round trip per call: a gateway leases a little ahead and spends it locally. Its state machines are
+`balance` (what this gateway holds and asks for) and `breaker` (whether Redis answers), both pure; `script` is what runs
+in Redis. Local and leased limits satisfy the same protocols, below. Imports nothing of the gateway; only `leases` does
+I/O and knows redis-py. Start reading at `gcra`, then `leases`.
 """
 
 from typing import Protocol
 
-__all__ = ["Concurrency", "Rate"]
+__all__ = ["Concurrency", "Counters", "Rate"]
 
 
 class Rate(Protocol):
@@ -46,4 +46,16 @@ class Concurrency(Protocol):
     @property
     def in_use(self) -> int:
         """Slots taken here and not released yet."""
+        ...
+
+
+class Counters(Protocol):
+    """Where counters come from. One whose name is known is the same counter, and limited otherwise from now on."""
+
+    def rate(self, name: str, rate_per_second: float, burst: float) -> Rate:
+        """A rate."""
+        ...
+
+    def slots(self, name: str, most: int) -> Concurrency:
+        """Calls at a time."""
         ...

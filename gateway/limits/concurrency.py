@@ -15,6 +15,10 @@ class Slots:
         """Slots taken and not released yet."""
         return self._in_use
 
+    def change(self, most: int) -> None:
+        """Limit otherwise from now on. Slots that are taken stay so."""
+        self._most = most
+
     def take(self) -> bool:
         """Take a slot, to be released exactly once. False where none is free; nothing is taken then."""
         if self._in_use >= self._most:

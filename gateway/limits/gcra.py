@@ -41,7 +41,7 @@ class Gcra:
         """Take `amount`. Returns 0.0 when taken, else the seconds after which the same take succeeds if it is alone."""
         full_at = max(self._full_at, now)
         due_at = full_at - (self._burst - min(amount, self._burst)) / self._rate
-        if due_at - now > _SLACK_ULPS * math.ulp(full_at):
+        if due_at - now > _SLACK_ULPS * math.ulp(abs(full_at) + abs(now) + self._burst / self._rate):
             return due_at - now
         self._full_at = full_at + amount / self._rate
         return 0.0

@@ -17,17 +17,19 @@ gateway: {concurrency: 5000}
 import re
 from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from gateway.policy.model import ForModels, Limits, MethodClass, Policy, Priority, Tenant
 from headrace.runtime.settings import SettingsError
 
 _TENANT = re.compile(r"[A-Za-z0-9._-]{1,128}")
-_PATTERN = re.compile(r"[^\x00-\x1f\x7f]{1,256}")
+_PATTERN = re.compile(r"[^\x00-\x1f\x7f\[\]]{1,256}")
 _LARGEST_BYTES = 8 << 20
+_TEXT = "tag:yaml.org,2002:str"
+_TAGS = frozenset({_TEXT, *(f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "bool", "null"))})
 _DEEPEST = 8
 
 At = tuple[Hashable, ...]
@@ -38,33 +40,55 @@ class PolicyError(Exception):
     """A policy can't be used; the text has a line for every mistake, with its line in the document."""
 
 
+def _named(name: str) -> str:
+    if not _TENANT.fullmatch(name):
+        raise ValueError("a tenant's name has 1 to 128 of A-Z a-z 0-9 . _ -")
+    return name
+
+
+def _pattern(pattern: str) -> str:
+    if not _PATTERN.fullmatch(pattern):
+        raise ValueError("a pattern of model names has 1 to 256 printable characters, and no brackets")
+    return pattern
+
+
+_Name = Annotated[str, AfterValidator(_named)]
+_Pattern = Annotated[str, AfterValidator(_pattern)]
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 class _Limits(_Strict):
-    calls_per_second: Annotated[float, Field(gt=0, le=1e9, strict=False)] | None = None
-    burst: Annotated[float, Field(ge=1, le=1e9, strict=False)] | None = None
-    bytes_per_second: Annotated[float, Field(gt=0, le=1e15, strict=False)] | None = None
+    calls_per_second: Annotated[float, Field(ge=1e-6, le=1e9)] | None = None
+    burst: Annotated[float, Field(ge=1, le=1e9)] | None = None
+    bytes_per_second: Annotated[float, Field(ge=1, le=1e12)] | None = None
     concurrency: Annotated[int, Field(ge=1, le=10**9)] | None = None
-    request_bytes: Annotated[int, Field(ge=1)] | None = None
+    request_bytes: Annotated[int, Field(ge=1, le=2**40)] | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.burst is not None and self.calls_per_second is None:
+            raise ValueError("burst needs calls_per_second beside it")
+        return self
 
     def made(self) -> Limits:
         return Limits(**dict(self))
 
 
 class _Tenant(_Strict):
-    models: list[str]
-    allow: list[str] | None = None
-    priority: str = "normal"
+    models: list[_Pattern]
+    allow: list[Literal["infer", "metadata", "admin"]] | None = None
+    priority: Literal["high", "normal", "low"] = "normal"
     limits: _Limits = _Limits()
     each_key: _Limits = _Limits()
-    by_model: dict[str, _Limits] = {}
+    by_model: dict[_Pattern, _Limits] = {}
 
 
 class _Policy(_Strict):
-    tenants: dict[str, _Tenant]
-    models: dict[str, _Limits] = {}
+    tenants: dict[_Name, _Tenant]
+    models: dict[_Pattern, _Limits] = {}
     gateway: _Limits = _Limits()
 
 
@@ -73,14 +97,13 @@ def read_policy(text: str) -> Policy:
     if len(text) > _LARGEST_BYTES:
         raise PolicyError(f"a policy has at most {_LARGEST_BYTES} characters")
     document, lines = _parsed(text)
+    if not isinstance(document, dict):
+        raise PolicyError("line 1: a policy begins with `tenants:`")
     try:
         read = _Policy.model_validate(document)
     except ValidationError as exc:
-        wrong = [(error["loc"], _text(error)) for error in exc.errors(include_url=False)]
-        raise PolicyError(_told(wrong, lines)) from None
-    mistakes = list(_mistakes(read))
-    if mistakes:
-        raise PolicyError(_told(mistakes, lines))
+        mistakes = ((tuple(part for part in error["loc"] if part != "[key]"), _text(error)) for error in exc.errors())
+        raise PolicyError(_told(mistakes, lines)) from None
     return Policy(
         tenants={name: _tenant(name, each) for name, each in read.tenants.items()},
         models=_for_models(read.models),
@@ -103,39 +126,6 @@ def _tenant(name: str, read: _Tenant) -> Tenant:
 
 def _for_models(read: Mapping[str, _Limits]) -> tuple[ForModels, ...]:
     return tuple(ForModels(pattern, limits.made()) for pattern, limits in read.items())
-
-
-def _mistakes(read: _Policy) -> Iterable[tuple[At, str]]:
-    for pattern, limits in read.models.items():
-        yield from _pattern(("models", pattern), pattern)
-        yield from _limits(("models", pattern), limits)
-    yield from _limits(("gateway",), read.gateway)
-    for name, tenant in read.tenants.items():
-        at: At = ("tenants", name)
-        if not _TENANT.fullmatch(name):
-            yield at, "a tenant's name has 1 to 128 of A-Z a-z 0-9 . _ -"
-        for number, pattern in enumerate(tenant.models):
-            yield from _pattern((*at, "models", number), pattern)
-        for number, granted in enumerate(tenant.allow or ()):
-            if granted not in set(MethodClass):
-                yield (*at, "allow", number), f"must be one of {', '.join(MethodClass)}"
-        if tenant.priority not in set(Priority):
-            yield (*at, "priority"), f"must be one of {', '.join(Priority)}"
-        yield from _limits((*at, "limits"), tenant.limits)
-        yield from _limits((*at, "each_key"), tenant.each_key)
-        for pattern, limits in tenant.by_model.items():
-            yield from _pattern((*at, "by_model", pattern), pattern)
-            yield from _limits((*at, "by_model", pattern), limits)
-
-
-def _pattern(at: At, pattern: str) -> Iterable[tuple[At, str]]:
-    if not _PATTERN.fullmatch(pattern):
-        yield at, "a pattern of model names has 1 to 256 printable characters"
-
-
-def _limits(at: At, limits: _Limits) -> Iterable[tuple[At, str]]:
-    if limits.burst is not None and limits.calls_per_second is None:
-        yield (*at, "burst"), "needs calls_per_second beside it"
 
 
 def _text(error: Mapping[str, Any]) -> str:  # Any: pydantic types its error details so
@@ -192,23 +182,28 @@ def _built(loader: _Loader, node: yaml.Node, path: At, lines: dict[At, int]) -> 
     if isinstance(node, yaml.MappingNode):
         built: dict[object, object] = {}
         for key_node, value_node in node.value:
-            key = loader.construct_object(key_node)
             line = key_node.start_mark.line + 1
-            if not isinstance(key, str):
+            key = key_node.value
+            if not isinstance(key, str) or key_node.tag != _TEXT:
                 raise PolicyError(f"line {line}: a name must be text: put it in quotes")
             if key in built:
                 raise PolicyError(f"line {line}: {key} stands here twice")
             built[key] = _built(loader, value_node, (*path, key), lines)
             lines[*path, key] = line
         return built
-    return loader.construct_object(node)
+    if node.tag not in _TAGS:
+        raise PolicyError(f"line {lines[path]}: {node.tag} stands in no policy")
+    try:
+        return loader.construct_object(node)
+    except (ValueError, LookupError, AttributeError, TypeError, yaml.YAMLError):
+        raise PolicyError(f"line {lines[path]}: this is no {node.tag.rpartition(':')[2]}") from None
 
 
 def load_policy(path: Path) -> Policy:
-    """Read a policy file. Raises SettingsError, a line for every mistake."""
+    """Read a policy file. Raises SettingsError, a line for every mistake, or OSError."""
     try:
         return read_policy(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as exc:
-        raise SettingsError(f"{path}: cannot be read: {exc}") from None
+    except UnicodeDecodeError as exc:
+        raise SettingsError(f"{path}: no text: {exc.reason}") from None
     except PolicyError as exc:
         raise SettingsError("\n".join(f"{path}: {line}" for line in str(exc).splitlines())) from None

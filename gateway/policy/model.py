@@ -5,7 +5,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from fnmatch import fnmatchcase
 
-from gateway.identity import ADMIN, OBSERVER, Caller
+from gateway.identity import ADMIN, OBSERVER, USER, Caller
+
+_LONGEST_NAME = 256
+"""No model has a longer one, and matching takes long with what a stranger may send."""
 
 
 class MethodClass(StrEnum):
@@ -68,23 +71,28 @@ class Tenant:
     by_model: tuple[ForModels, ...] = ()
     """Of its calls to the models that match, together."""
 
+    @property
+    def sees_all(self) -> bool:
+        """Whether every model exists for it, so that what concerns all is its business."""
+        return "*" in self.models
+
     def sees(self, model: str) -> bool:
         """Whether a model exists for this tenant."""
-        return any(fnmatchcase(model, pattern) for pattern in self.models)
+        return len(model) <= _LONGEST_NAME and any(fnmatchcase(model, pattern) for pattern in self.models)
 
 
 _BY_ROLE: Mapping[str, frozenset[MethodClass]] = {
     ADMIN: frozenset(MethodClass),
     OBSERVER: frozenset({MethodClass.METADATA}),
+    USER: frozenset({MethodClass.INFER, MethodClass.METADATA}),
 }
-_USER = frozenset({MethodClass.INFER, MethodClass.METADATA})
 
 
 def granted_by_roles(caller: Caller) -> frozenset[MethodClass]:
     """What the roles of a caller allow, whatever its tenant is granted. No role at all is a user's."""
     if not caller.roles:
-        return _USER
-    return frozenset().union(*(_BY_ROLE.get(role, _USER) for role in caller.roles))
+        return _BY_ROLE[USER]
+    return frozenset().union(*(_BY_ROLE.get(role, frozenset()) for role in caller.roles))
 
 
 @dataclass(frozen=True)
@@ -106,3 +114,8 @@ class Policy:
 
 EVERYTHING = Policy(default=Tenant(name="*", models=("*",), allow=frozenset(MethodClass)))
 """In force where no policy is configured: everyone with a key may call everything, without limits."""
+
+
+def plain(number: float) -> str:
+    """A number of a limit, as an operator wrote it."""
+    return str(int(number)) if number == int(number) else str(number)

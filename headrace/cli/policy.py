@@ -40,7 +40,7 @@ def _check(file: Annotated[Path, typer.Argument(metavar="FILE", help="A policy i
 
     try:
         read = load_policy(file)
-    except SettingsError as exc:
+    except (SettingsError, OSError) as exc:
         fail(str(exc), code=USAGE)
     rows = [
         (each.name, " ".join(sorted(each.allow)), each.priority, " ".join(each.models))
@@ -65,12 +65,12 @@ def _show(
         headrace limits show sample
     """
     from gateway.policy.document import load_policy  # noqa: PLC0415  slow to import
-    from gateway.policy.model import Limits  # noqa: PLC0415
+    from gateway.policy.model import Limits, plain  # noqa: PLC0415
     from headrace.runtime.settings import SettingsError  # noqa: PLC0415
 
     try:
         read = load_policy(file or resolved(state_dir) / POLICY)
-    except SettingsError as exc:
+    except (SettingsError, OSError) as exc:
         fail(str(exc), code=USAGE)
     known = read.tenant(tenant)
     if known is None:
@@ -83,7 +83,7 @@ def _show(
         ("each gateway, all tenants", read.gateway),
     ]
     rows = [
-        (scope, field.name, f"{value:g}")
+        (scope, field.name, plain(value))
         for scope, held in scopes
         for field in fields(Limits)
         if (value := getattr(held, field.name)) is not None

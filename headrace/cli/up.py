@@ -57,6 +57,14 @@ def _up(
             "model's partitions; HEADRACE_POOL__NAME in the environment gives this one a pool of its own.",
         ),
     ] = EMBEDDED,
+    redis: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="A Redis or Valkey that runs: the gateways then count limits together, instead of each by itself.",
+            show_default=False,
+        ),
+    ] = None,
     state_dir: StateDir = None,
     as_json: Annotated[
         bool,
@@ -64,6 +72,8 @@ def _up(
     ] = False,
 ) -> None:
     """Run the whole system on this machine: Kafka, Triton, router and gateway.
+
+    What each tenant may call is in `tenants.yaml`, their keys in `keys.toml`, both in the state folder.
 
     Everything is a child process, restarted when it dies. Ctrl-C (or SIGTERM) stops all of it, in order; a second one
     hurries. No process is left behind, also not when `headrace up` itself is killed.
@@ -75,6 +85,8 @@ def _up(
         headrace up --grpc-port 9001 --admin-port 9002 --api-key my-key
 
         headrace up --replicas 2 --gateways 2
+
+        headrace up --gateways 3 --redis 127.0.0.1:6379
 
         headrace up --triton 127.0.0.1:8101
 
@@ -96,6 +108,7 @@ def _up(
             gateways=gateways,
             triton=tuple(triton or ()),
             broker=broker,
+            redis=redis,
         )
         stack.up(options, tell)
     except (UsageError, StateError) as exc:

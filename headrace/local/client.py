@@ -7,8 +7,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import grpc
 import numpy as np
 import numpy.typing as npt
+from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
+from google.rpc.status_pb2 import Status
 from tritonclient.grpc import InferenceServerClient, InferenceServerException, InferInput
 from tritonclient.utils import triton_to_np_dtype
 
@@ -125,12 +128,26 @@ class Gateway:
 
     def _one_line(self, exc: InferenceServerException) -> str:
         status = (exc.status() or "").removeprefix("StatusCode.")
+        reason, wait = _told(exc.__context__)
         text = " ".join((exc.message() or "no reason given").split())
         if status == "UNAVAILABLE" and "connect" in text.lower():
             if self._tls_ca is not None:
                 return f"no gateway that {self._tls_ca} vouches for answers at {self._url}: is it running, with TLS?"
             return f"no gateway answers at {self._url}: is it running? (headrace up, headrace status; --tls-ca for TLS)"
-        return f"{status}: {text}" if status else text
+        said = reason or status
+        return f"{said}: {text}{wait}" if said else text
+
+
+def _told(error: object) -> tuple[str, str]:
+    """The gateway's reason, and when to call again; empty where it gives none, as for what the model server said."""
+    info, retry = ErrorInfo(), RetryInfo()
+    trailing = error.trailing_metadata() if isinstance(error, grpc.Call) else None
+    for name, value in trailing or ():
+        if name == "grpc-status-details-bin" and isinstance(value, bytes):
+            for detail in Status.FromString(value).details:
+                _ = detail.Unpack(info) or detail.Unpack(retry)
+    wait = f" (in {retry.retry_delay.ToTimedelta().total_seconds():.1f} s)" if retry.HasField("retry_delay") else ""
+    return info.reason, wait
 
 
 def _shapes(tensors: Sequence[Any]) -> tuple[TensorShape, ...]:  # Any: tritonclient's messages

@@ -32,6 +32,8 @@ class UpOptions:
     triton: tuple[str, ...] = ()
     """Tritons that already run; none is started then."""
     broker: str = EMBEDDED
+    redis: str | None = None
+    """A Redis or Valkey through which gateways share limits; None: each counts by itself."""
 
     def __post_init__(self) -> None:
         ports = {"--grpc-port": self.grpc_port, "--http-port": self.http_port, "--admin-port": self.admin_port}
@@ -52,6 +54,8 @@ class UpOptions:
             parse_address("--triton", address)
         if self.broker != EMBEDDED:
             parse_address("--broker", self.broker, also=f" or `{EMBEDDED}`")
+        if self.redis is not None:
+            parse_address("--redis", self.redis)
         if self.triton and self.replicas != 1:
             raise UsageError("--replicas starts Tritons and --triton attaches to running ones: give one of the two")
         if self.triton and self.model_repository is not None:

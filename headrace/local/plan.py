@@ -83,6 +83,7 @@ class Plan:
     tritons: tuple[TritonSpec, ...]
     broker: BrokerSpec | None
     kafka: str
+    redis: str | None
 
     @property
     def endpoints(self) -> Endpoints:
@@ -131,6 +132,7 @@ def make_plan(options: UpOptions) -> Plan:
             tritons=tritons,
             broker=broker,
             kafka=options.broker if broker is None else join_address(LOOPBACK, broker.port),
+            redis=options.redis,
         )
     except PortsError as exc:
         raise UsageError(str(exc)) from None
@@ -187,6 +189,8 @@ def gateway_component(plan: Plan, spec: GatewaySpec, secrets: Secrets, *, cwd: P
         "GATEWAY__IDENTITY__KEY_FILE": str(secrets.tenant_keys_file),
         "GATEWAY__POLICY_FILE": str(secrets.policy_file),
     }
+    if plan.redis is not None:
+        settings["GATEWAY__SHARED_LIMITS__REDIS_URL"] = f"redis://{plan.redis}"
     # A name of the user's own can be that of one process only.
     (tunable if len(plan.gateways) == 1 else settings)["GATEWAY__ID"] = spec.id
     program = _process("gateway", spec.name, settings | _shared(plan, secrets), tunable, cwd)

@@ -3,7 +3,9 @@
 import asyncio
 import logging
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -11,6 +13,7 @@ from headrace.runtime.settings import SettingsError
 
 LOOK_SECONDS = 0.5
 """How late a change is noticed. Asked, not told: a mounted ConfigMap changes by a link three folders up."""
+_SWITCH_SECONDS = 0.0002
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -20,16 +23,20 @@ class ReloadedFile(Generic[T]):
     """Watches one file. `use` is told, on the loop, each new content that `read` accepts."""
 
     def __init__(self, path: Path, *, what: str, read: Callable[[Path], T], use: Callable[[T], None]) -> None:
-        """`read` runs beside the loop and raises SettingsError; `what` names the content in the log.
+        """`read` runs beside the loop, and raises SettingsError or OSError; `what` names the content in the log.
 
-        The first content is read at once, and used. Raises what `read` raises.
+        The first content is read at once, and used. Raises SettingsError.
         """
         self._path = path
         self._what = what
         self._read = read
         self._use = use
         self._seen = _state(path)
-        use(read(path))
+        self._told = ""
+        try:
+            use(read(path))
+        except OSError as exc:
+            raise SettingsError(f"{path}: cannot be read: {exc.strerror}") from None
 
     async def keep(self) -> None:
         """Watch until cancelled."""
@@ -38,21 +45,45 @@ class ReloadedFile(Generic[T]):
             await self.look()
 
     async def look(self) -> None:
-        """Read the file again if it changed since the last look."""
+        """Read the file again if it changed since the last look. What could not be read is tried at each look."""
         state = _state(self._path)
         if state == self._seen:
             return
-        self._seen = state
         try:
-            content = await asyncio.to_thread(self._read, self._path)
-        except (SettingsError, OSError) as exc:
-            reason = "; ".join(str(exc).splitlines())
-            _log.error(
-                "the %s stays as it was: %s", self._what, reason, extra={"event": "file_rejected", "what": self._what}
-            )
+            with _yielding():
+                content = await asyncio.to_thread(self._read, self._path)
+        except SettingsError as exc:
+            self._seen = state
+            self._reject("; ".join(str(exc).splitlines()))
             return
+        except OSError as exc:
+            self._reject(f"{self._path}: cannot be read: {exc.strerror}")
+            return
+        except Exception as exc:  # noqa: BLE001  the boundary to a stranger's text: nothing in it may end the process
+            self._seen = state
+            self._reject(f"{self._path}: cannot be read: {type(exc).__name__}")
+            return
+        self._seen = state
+        self._told = ""
         self._use(content)
         _log.info("the %s changed", self._what, extra={"event": "file_changed", "what": self._what})
+
+    def _reject(self, reason: str) -> None:
+        if reason != self._told:  # once per reason, not per look
+            event = {"event": "file_rejected", "what": self._what}
+            _log.error("the %s stays as it was: %s", self._what, reason, extra=event)
+        self._told = reason
+
+
+@contextmanager
+def _yielding() -> Iterator[None]:
+    """Have threads give way to each other sooner: a parser in one must not hold up the loop for milliseconds."""
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(_SWITCH_SECONDS)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(usual)
 
 
 def _state(path: Path) -> tuple[int, int, int] | None:

@@ -15,6 +15,7 @@ from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest, Serv
 from tritonclient.grpc import service_pb2 as oip
 from tritonclient.utils import InferenceServerException
 
+from gateway.audit import Audit
 from gateway.catalog import NOT_OFFERED, SERVICE, Catalog, handlers
 from gateway.errors import KeyInvalid, KeyMissing
 from gateway.health import SERVICE as HEALTH_SERVICE
@@ -83,7 +84,7 @@ class Watching:
 @pytest.fixture
 async def edge() -> AsyncIterator[Edge]:
     known = registry(heartbeat(A), description(A), attached=(A,))
-    health = Health(known, identify, admitting())
+    health = Health(known, identify, admitting(), Audit(lambda: 0.0))
     health.serve()
     server = grpc.aio.server()
     server.add_generic_rpc_handlers(

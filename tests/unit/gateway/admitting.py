@@ -4,18 +4,18 @@ from collections.abc import Callable
 
 from gateway.admission import Admission
 from gateway.audit import Audit
-from gateway.limits.concurrency import Slots
-from gateway.limits.gcra import Gcra
+from gateway.limits.local import LocalCounters
 from gateway.policy.document import read_policy
 from gateway.policy.model import EVERYTHING
 
 
 def admitting(policy: str | None = None, clock: Callable[[], float] = lambda: 0.0) -> Admission:
     """By a policy in YAML; by none everything may come in. Time stands still unless a clock is given."""
+    counters = LocalCounters()
     return Admission(
         EVERYTHING if policy is None else read_policy(policy),
         clock=clock,
         audit=Audit(clock),
-        make_rate=lambda _, rate, burst: Gcra(rate, burst),
-        make_slots=lambda _, most: Slots(most),
+        shared=counters,
+        own=counters,
     )

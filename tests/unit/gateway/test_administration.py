@@ -1,10 +1,12 @@
 """Administration: every router is asked, and their answers become one."""
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -18,6 +20,8 @@ from gateway.errors import (
     AdminPartialFailure,
     AdminTimeout,
     KeyMissing,
+    MethodForbidden,
+    ModelUnknown,
     NoLiveRouter,
     Refusal,
     RequestMalformed,
@@ -389,10 +393,10 @@ async def test_a_request_that_no_router_can_take_is_refused_before_any_is_asked(
 
 
 async def test_the_largest_request_that_may_be_is_taken(rig: Rig) -> None:
-    request = oip.TraceSettingRequest(model_name="x" * (LIMIT - 4)).SerializeToString()
+    request = oip.RepositoryModelUnloadRequest(repository_name="x" * (LIMIT - 4)).SerializeToString()
     assert len(request) == LIMIT
 
-    assert await rig.call("TraceSetting", request) == b""
+    assert await rig.call("RepositoryModelUnload", request) == b""
 
 
 async def test_it_is_drained_once_the_last_call_ended_however_it_ended(rig: Rig) -> None:
@@ -410,3 +414,62 @@ async def test_it_is_drained_once_the_last_call_ended_however_it_ended(rig: Rig)
 
         await draining
     assert rig.administration.under_way == 0
+
+
+# What a tenant may administer.
+
+NARROW = "tenants: {ops: {models: [simple], allow: [infer, metadata, admin]}}"
+
+
+@pytest.mark.parametrize(
+    ("method", "request_", "refusal"),
+    [
+        ("RepositoryModelUnload", oip.RepositoryModelUnloadRequest(model_name="others"), ModelUnknown(model="others")),
+        ("RepositoryModelLoad", oip.RepositoryModelLoadRequest(model_name="others"), ModelUnknown(model="others")),
+        ("TraceSetting", oip.TraceSettingRequest(model_name="others"), ModelUnknown(model="others")),
+        ("TraceSetting", oip.TraceSettingRequest(), MethodForbidden(method="TraceSetting")),
+        ("LogSettings", oip.LogSettingsRequest(), MethodForbidden(method="LogSettings")),
+    ],
+    ids=["unload", "load", "trace", "trace of all", "log"],
+)
+async def test_an_admin_leaves_alone_what_its_tenant_does_not_see(
+    method: str,
+    request_: Any,  # one of tritonclient's messages, which are untyped
+    refusal: Refusal,
+) -> None:
+    async with started(A, policy=NARROW) as rig:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await rig.call(method, request_.SerializeToString())
+
+        assert (caught.value.code(), caught.value.details()) == (code_of(refusal), refusal.message)
+        assert rig.a.asked.empty()
+
+
+async def test_an_admin_administers_what_its_tenant_sees(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "gateway.audit")
+    async with started(A, policy=NARROW) as rig:
+        request = oip.TraceSettingRequest(model_name="simple").SerializeToString()
+        assert await rig.call("TraceSetting", request) == b""
+
+        with pytest.raises(grpc.aio.AioRpcError):
+            await rig.call("LogSettings")
+
+    told = [vars(record) for record in caplog.records if vars(record).get("event") == "administered"]
+    assert [(line["method"].rpartition("/")[2], line.get("model"), line["verdict"]) for line in told] == [
+        ("TraceSetting", "simple", "OK"),
+        ("LogSettings", None, "METHOD_FORBIDDEN"),
+    ]
+
+
+async def test_an_act_whose_caller_left_is_told_too(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "gateway.audit")
+    async with started(A) as rig:
+        rig.a.outcome = never()
+        call = rig.call("LogSettings")
+        await rig.a.asked.get()
+        call.cancel()
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await rig.administration.drained()
+
+    verdicts = [vars(record)["verdict"] for record in caplog.records if vars(record).get("event") == "administered"]
+    assert verdicts == ["CANCELLED"]

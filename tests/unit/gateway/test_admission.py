@@ -18,6 +18,7 @@ from gateway.errors import (
 from gateway.identity import Caller
 from gateway.policy.document import read_policy
 from gateway.policy.model import MethodClass
+from gateway.status import status_of
 from tests.unit.gateway.admitting import admitting
 
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
@@ -48,10 +49,17 @@ class Door:
     def come(self, caller: Caller = ONE, model: str = "simple", size: int = 10) -> type[Limited] | None:
         """How a call is refused by a limit; None where it came in."""
         try:
-            self.inside.append(self.admission.enter(caller, model, size, method=METHOD))
+            self.enter(caller, model, size)
         except Limited as refusal:
             return type(refusal)
         return None
+
+    def enter(self, caller: Caller = ONE, model: str = "simple", size: int = 1) -> None:
+        """Come in, or raise the refusal."""
+        gate = self.admission.gate(caller, model, method=METHOD)
+        assert gate is not None
+        self.admission.enter(gate, caller, size, method=METHOD, call_id=b"")
+        self.inside.append(gate)
 
     def leave(self) -> None:
         self.admission.leave(self.inside.pop(0))
@@ -70,9 +78,9 @@ def test_a_model_that_is_not_granted_does_not_exist() -> None:
     """In the same words as one that nobody has: its name is no secret that an error gives away."""
     at = door(policy())
 
-    with pytest.raises(ModelUnknown) as caught:
-        at.admission.enter(ONE, "secret", 1, method=METHOD)
-    assert caught.value.message == ModelUnknown(model="secret").message
+    assert at.admission.gate(ONE, "secret", method=METHOD) is None
+    refusal = at.admission.unseen(ONE, ModelUnknown(model="secret"), method=METHOD, call_id=b"")
+    assert refusal.message == ModelUnknown(model="secret").message
     assert not at.admission.sees(ONE, "secret")
     assert at.admission.sees(OTHER, "secret")
 
@@ -82,7 +90,9 @@ def test_a_tenant_that_is_not_listed_may_nothing() -> None:
     stranger = Caller("stranger", "k")
 
     with pytest.raises(TenantUnknown):
-        at.admission.enter(stranger, "simple", 1, method=METHOD)
+        at.enter(stranger)
+    with pytest.raises(TenantUnknown):
+        at.admission.unseen(stranger, ModelUnknown(model="x"), method=METHOD, call_id=b"")
     with pytest.raises(TenantUnknown):
         at.admission.require(stranger, MethodClass.METADATA, method="m")
     assert not at.admission.sees(stranger, "simple")
@@ -118,7 +128,9 @@ def test_who_may_not_infer_gets_no_call_through() -> None:
     at = door(policy("    allow: [metadata]"))
 
     with pytest.raises(MethodForbidden):
-        at.admission.enter(ONE, "simple", 1, method=METHOD)
+        at.enter(ONE)
+    with pytest.raises(MethodForbidden):
+        at.admission.unseen(ONE, ModelUnknown(model="x"), method=METHOD, call_id=b"")
 
 
 # What is left.
@@ -145,7 +157,7 @@ def test_a_refused_caller_knows_when_to_come_back() -> None:
     at.come()
 
     with pytest.raises(RateLimited) as caught:
-        at.admission.enter(ONE, "simple", 1, method=METHOD)
+        at.enter(ONE)
 
     assert caught.value.retry_after_seconds == pytest.approx(0.5)
     assert caught.value.left == (1, 0, 1)
@@ -174,7 +186,7 @@ def test_what_one_limit_refuses_is_not_counted_by_the_others() -> None:
         assert at.come(ONE) is RateLimited
 
     others = [at.come(Caller("acme", f"other-{number}")) for number in range(5)]
-    assert others == [None] * 4 + [ConcurrencyLimited if len(at.inside) >= 5 else RateLimited]
+    assert others == [None] * 4 + [ConcurrencyLimited]
 
 
 def test_calls_at_a_time_are_counted_until_they_end() -> None:
@@ -200,7 +212,7 @@ def test_the_smallest_of_all_sizes_holds() -> None:
     at = door(policy("    limits: {request_bytes: 100}", "models:\n  simple: {request_bytes: 50}"))
 
     with pytest.raises(RequestTooLarge) as caught:
-        at.admission.enter(ONE, "simple", 51, method=METHOD)
+        at.enter(ONE, size=51)
     assert caught.value.metadata == {"limit_bytes": "50"}
     assert at.come(model="text_a", size=100) is None
 
@@ -225,12 +237,12 @@ def test_the_gateways_ceiling_holds_over_all() -> None:
     assert [at.come(ONE), at.come(OTHER)] == [None, ConcurrencyLimited]
 
 
-def test_refusals_are_counted_by_tenant_and_reason() -> None:
+def test_refusals_are_counted_by_reason() -> None:
     at = door(policy("    limits: {concurrency: 1}"))
     for _ in range(3):
         at.come()
 
-    assert at.admission.refused == {("acme", "CONCURRENCY_LIMITED"): 2}
+    assert at.admission.refused == {"CONCURRENCY_LIMITED": 2}
 
 
 # Another policy.
@@ -244,7 +256,43 @@ def test_a_change_holds_from_the_next_call_on_and_hands_out_no_fresh_allowance()
     assert at.come() is RateLimited
     at.admission.change(read_policy(policy()))
     assert at.come() is None
+    at.admission.change(read_policy(policy("    limits: {calls_per_second: 1}")))
+    assert at.come() is RateLimited, "a limit that was away for a while is the same counter"
     at.admission.change(read_policy("tenants: {}"))
     with pytest.raises(TenantUnknown):
         at.come()
     at.leave()
+
+
+def test_a_lowered_limit_counts_the_calls_that_are_under_way() -> None:
+    at = door(policy("    limits: {concurrency: 3}"))
+    for _ in range(3):
+        at.come()
+
+    at.admission.change(read_policy(policy("    limits: {concurrency: 2}")))
+    assert at.come() is ConcurrencyLimited
+    at.leave()
+    assert at.come() is ConcurrencyLimited
+    at.leave()
+    assert at.come() is None
+
+
+def test_what_others_use_of_a_shared_ceiling_is_not_told() -> None:
+    """What is left of a rate is told of the tenant's own alone."""
+    at = door(policy(rest="models:\n  simple: {calls_per_second: 1}"))
+    at.come(OTHER)
+
+    with pytest.raises(RateLimited) as caught:
+        at.enter(ONE)
+    assert caught.value.left is None
+
+
+@pytest.mark.parametrize("number", [1e-6, 1e9])
+def test_the_smallest_and_largest_rates_can_be_told(number: float) -> None:
+    at = door(policy(f"    limits: {{calls_per_second: {number:.9f}, burst: 1}}"))
+    at.come()
+
+    with pytest.raises(RateLimited) as caught:
+        at.enter(ONE)
+    assert status_of(caught.value).code
+    assert caught.value.left is not None

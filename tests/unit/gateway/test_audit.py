@@ -26,7 +26,6 @@ def test_a_refusal_says_who_what_why_and_which_call(caplog: pytest.LogCaptureFix
     assert lines(caplog) == [
         {
             "event": "call_refused",
-            "repeated": 0,
             "tenant": "acme",
             "key_id": "key-1",
             "method": "/s/M",
@@ -47,7 +46,7 @@ def test_who_is_not_known_is_told_by_address(caplog: pytest.LogCaptureFixture) -
     assert "tenant" not in line
 
 
-def test_repeated_refusals_are_one_line_a_second_with_their_number(caplog: pytest.LogCaptureFixture) -> None:
+def test_repeated_refusals_are_one_line_and_their_number_follows(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, LOGGER)
     now = 10.0
     audit = Audit(lambda: now)
@@ -55,26 +54,67 @@ def test_repeated_refusals_are_one_line_a_second_with_their_number(caplog: pytes
     for _ in range(1000):
         audit.refused(ONE, RateLimited(), method="m")
     audit.refused(TWO, RateLimited(), method="m")
+    audit.refused(ONE, RateLimited(), method="other")
     audit.refused(ONE, KeyInvalid(), method="m")
+    audit.flush()
     for port in range(100):
         audit.refused(None, KeyInvalid(), method="m", peer=f"ipv4:10.0.0.7:{port}")
+        audit.refused(None, KeyInvalid(), method="m", peer=f"ipv6:[2001:db8::{port:x}]:{port}")
     now = 11.0
-    audit.refused(ONE, RateLimited(), method="m")
+    audit.flush()
+    audit.flush()
 
-    assert [(line.get("key_id"), line["reason"], line["repeated"]) for line in lines(caplog)] == [
-        ("key-1", "RATE_LIMITED", 0),
-        ("key-2", "RATE_LIMITED", 0),
-        ("key-1", "KEY_INVALID", 0),
-        (None, "KEY_INVALID", 0),
-        ("key-1", "RATE_LIMITED", 999),
+    told = [(line.get("key_id"), line["method"], line["reason"], line.get("repeated")) for line in lines(caplog)]
+    assert told == [
+        ("key-1", "m", "RATE_LIMITED", None),
+        ("key-2", "m", "RATE_LIMITED", None),
+        ("key-1", "other", "RATE_LIMITED", None),
+        ("key-1", "m", "KEY_INVALID", None),
+        (None, "m", "KEY_INVALID", None),
+        (None, "m", "KEY_INVALID", None),
+        ("key-1", "m", "RATE_LIMITED", 999),
+        (None, "m", "KEY_INVALID", 99),
+        (None, "m", "KEY_INVALID", 99),
     ]
+
+
+def test_a_flood_from_everywhere_is_so_many_lines_a_second_and_a_number(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, LOGGER)
+    now = 10.0
+    audit = Audit(lambda: now)
+
+    for host in range(1000):
+        audit.refused(None, KeyInvalid(), method="m", peer=f"ipv4:10.0.{host >> 8}.{host & 255}:1")
+    now = 11.0
+    audit.flush()
+
+    said = lines(caplog)
+    assert len(said) == 101
+    assert (said[-1]["reason"], said[-1]["repeated"]) == ("VARIOUS", 900)
+
+
+@pytest.mark.parametrize("peer", ["", "unix:", "unix:/run/x", "ipv4:", "ipv6:[::1%25lo]:5", "nonsense"])
+def test_any_address_is_told(caplog: pytest.LogCaptureFixture, peer: str) -> None:
+    caplog.set_level(logging.INFO, LOGGER)
+
+    Audit(lambda: 0.0).refused(None, KeyInvalid(), method="m", peer=peer)
+
+    assert lines(caplog)[0].get("peer", "") == peer
 
 
 def test_an_administrative_act_says_who_did_what_and_how_it_went(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, LOGGER)
 
-    Audit(lambda: 0.0).administered(ONE, method="/s/Load", verdict="OK")
+    Audit(lambda: 0.0).administered(ONE, method="/s/Load", model="simple", peer="ipv4:1.2.3.4:5", verdict="OK")
 
     assert lines(caplog) == [
-        {"event": "administered", "tenant": "acme", "key_id": "key-1", "method": "/s/Load", "verdict": "OK"}
+        {
+            "event": "administered",
+            "tenant": "acme",
+            "key_id": "key-1",
+            "method": "/s/Load",
+            "model": "simple",
+            "peer": "ipv4:1.2.3.4:5",
+            "verdict": "OK",
+        }
     ]

@@ -16,21 +16,23 @@ from gateway.edge import CallHandlers, edge_server, open_port
 from gateway.errors import GatewayFull, KeyInvalid, KeyMissing, Refusal, ShuttingDown
 from gateway.identity import Caller, Metadata, presented_key
 from gateway.infer import METHOD as MODEL_INFER
+from gateway.infer import Proof
 from gateway.settings import GrpcSettings
-from gateway.status import Context, code_of
+from gateway.status import Context, abort, code_of
 from headrace.runtime.lifecycle import Unstartable
 
 OTHER = "/inference.GRPCInferenceService/Other"
 NOT_OURS = "/grpc.health.v1.Health/Check"
 KEY = (("x-api-key", "billing"),)
 PATIENCE_SECONDS = 5.0
+WRONG = {"wrong"}
 LIMIT = 4096
 
 
 def identify(metadata: Metadata) -> Caller:
     """A key is its tenant's name."""
     key = presented_key(metadata)
-    if key == "wrong":
+    if key in WRONG:
         raise KeyInvalid
     return Caller(key, key)
 
@@ -51,6 +53,7 @@ class Edge:
 
     handlers: CallHandlers
     made_for: list[Caller]
+    made: "asyncio.Queue[Caller]"
     full: asyncio.Event
     channel: grpc.aio.Channel
 
@@ -72,12 +75,18 @@ class Edge:
 @asynccontextmanager
 async def opened() -> AsyncIterator[Edge]:
     made_for: list[Caller] = []
+    made: asyncio.Queue[Caller] = asyncio.Queue()
     full = asyncio.Event()
 
-    def infer(caller: Caller) -> Callable[[bytes, Context], Any]:
+    def infer(caller: Caller, prove: Proof) -> Callable[[bytes, Context], Any]:
         made_for.append(caller)
+        made.put_nowait(caller)
 
-        async def answer(request: bytes, _context: Context) -> bytes:
+        async def answer(request: bytes, context: Context) -> bytes:
+            try:
+                prove(context)
+            except Refusal as refusal:
+                await abort(context, refusal)
             return f"{caller.tenant} sent {len(request)}".encode()
 
         return answer
@@ -93,7 +102,7 @@ async def opened() -> AsyncIterator[Edge]:
     await server.start()
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            yield Edge(handlers, made_for, full, channel)
+            yield Edge(handlers, made_for, made, full, channel)
     finally:
         await server.stop(None)
 
@@ -132,6 +141,27 @@ async def test_without_a_key_no_body_is_waited_for(
     assert await ended(edge.headers_only(method, metadata)) == as_told(refusal)
     assert await ended(edge.call(method, bytes(LIMIT), metadata)) == as_told(refusal)
     assert edge.made_for == []
+
+
+async def test_a_key_that_is_taken_away_while_the_body_is_read_runs_nothing(
+    edge: Edge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And one that stays needs not be shown again."""
+    infer: grpc.aio.StreamUnaryMultiCallable[bytes, bytes] = edge.channel.stream_unary(MODEL_INFER)
+    early = [infer(metadata=(("x-api-key", key),), timeout=PATIENCE_SECONDS) for key in ("revoked", "kept")]
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        await edge.made.get()  # the server has seen the headers of one
+        await edge.made.get()
+
+    monkeypatch.setitem(globals(), "WRONG", {"revoked"})
+    edge.handlers.identities_changed()
+    for call in early:
+        await call.write(b"body")
+        await call.done_writing()
+
+    assert await ended(early[0]) == as_told(KeyInvalid())
+    assert await early[1] == b"kept sent 4"
+    assert await ended(edge.call(metadata=(("x-api-key", "revoked"),))) == as_told(KeyInvalid())
 
 
 async def test_with_a_key_the_other_methods_answer(edge: Edge) -> None:

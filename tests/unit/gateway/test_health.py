@@ -8,9 +8,11 @@ import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from gateway import health as health_module
+from gateway.audit import Audit
 from gateway.errors import GatewayFull, KeyMissing, ServiceUnknown, ShuttingDown
 from gateway.health import Health
 from gateway.identity import Caller, Metadata
+from gateway.policy.document import read_policy
 from gateway.registry import Registry
 from gateway.status import Context
 from headrace.bus.protocols import RouterKey
@@ -36,6 +38,10 @@ class FakeContext:
         """What the caller sent."""
         return self._metadata
 
+    def peer(self) -> str:
+        """Where it sent it from."""
+        return "ipv4:127.0.0.1:1"
+
 
 IDENTIFIED = cast("Context", FakeContext([("x-api-key", "k")]))
 ANONYMOUS = cast("Context", FakeContext([]))
@@ -54,7 +60,7 @@ def known() -> Registry:
 
 @pytest.fixture
 def health(known: Registry) -> Health:
-    made = Health(known, identify, admitting())
+    made = Health(known, identify, admitting(), Audit(lambda: 0.0))
     made.serve()
     return made
 
@@ -89,7 +95,7 @@ async def quiet(watching: AsyncGenerator[HealthCheckResponse, None]) -> "asyncio
 
 @pytest.mark.parametrize("name", ["", SERVICE])
 async def test_the_gateway_serves_between_serve_and_drain(known: Registry, name: str) -> None:
-    health = Health(known, identify, admitting())
+    health = Health(known, identify, admitting(), Audit(lambda: 0.0))
 
     assert await status(health, name, ANONYMOUS) == NOT_SERVING
     health.serve()
@@ -219,3 +225,26 @@ async def test_closing_ends_watches_with_a_reason_after_the_last_word(health: He
     with pytest.raises(ShuttingDown):
         await following
     assert health.watchers == 0
+
+
+async def test_a_watch_follows_the_policy_and_the_keys(known: Registry) -> None:
+    """What a caller may not see any more becomes unknown, also in a watch that stands."""
+    known.attached(A)
+    admission = admitting("tenants: {t: {models: [simple]}}")
+    health = Health(known, identify, admission, Audit(lambda: 0.0))
+    health.serve()
+    watching = watch(health, "simple")
+    assert await told(watching) == SERVING
+
+    admission.change(read_policy("tenants: {t: {models: [other]}}"))
+    assert await told(watching) == SERVICE_UNKNOWN
+    assert await refused_check(health)
+    admission.change(read_policy("tenants: {t: {models: ['*']}}"))
+    assert await told(watching) == SERVING
+    await watching.aclose()
+
+
+async def refused_check(health: Health) -> bool:
+    with pytest.raises(ServiceUnknown):
+        await status(health, "simple")
+    return True

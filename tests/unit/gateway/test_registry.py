@@ -10,9 +10,15 @@ from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2 as oip
 
 from gateway.registry import NO_LIVE_ROUTER_TEXT, Registry
-from headrace.bus.announcements import router_key
+from headrace.bus.announcements import gateway_key, router_key
 from headrace.bus.protocols import RouterKey
-from headrace.bus.v1.announcement_pb2 import ROUTER_STATE_LEAVING, ROUTER_STATE_SERVER_AWAY, Announcement, RouterState
+from headrace.bus.v1.announcement_pb2 import (
+    ROUTER_STATE_LEAVING,
+    ROUTER_STATE_SERVER_AWAY,
+    Announcement,
+    GatewayHeartbeat,
+    RouterState,
+)
 from tests.unit.gateway.announcing import (
     GATEWAY,
     INCARNATION,
@@ -291,6 +297,34 @@ def test_a_heartbeat_that_is_read_again_is_no_sign_of_life() -> None:
         known.advance(float(second))
 
     assert owners(known) == []
+
+
+def test_gateways_that_announce_themselves_are_counted() -> None:
+    known = registry()
+
+    def second(now: float, *others: str) -> int:
+        known.apply(*own_heartbeat(int(now)), now)
+        for other in others:
+            known.apply(gateway_key(other), Announcement(gateway=GatewayHeartbeat(incarnation=5, beat=int(now))), now)
+        known.advance(now)
+        return known.gateways
+
+    assert known.gateways == 1
+    assert [second(1.0), second(2.0, "b"), second(3.0, "b", "c")] == [1, 2, 3]
+    assert [second(4.0, "b"), second(5.0, "b"), second(6.0, "b"), second(7.0, "b")] == [3, 3, 3, 2]
+    known.apply(gateway_key("b"), None, 7.5)
+    assert second(8.0) == 1
+
+
+def test_the_number_of_gateways_stands_while_the_log_is_away() -> None:
+    known = registry()
+    known.apply(*own_heartbeat(1), 1.0)
+    known.apply(gateway_key("b"), Announcement(gateway=GatewayHeartbeat(incarnation=5, beat=1)), 1.0)
+    known.advance(1.0)
+
+    known.advance(60.0)
+
+    assert known.gateways == 2
 
 
 # Who is told.

@@ -132,6 +132,7 @@ def test_another_limit_keeps_the_time_until_it_is_full() -> None:
 
     bucket.change(2, 20)
 
+    assert (bucket.rate_per_second, bucket.burst) == (2, 20)
     assert bucket.reset_after(0) == 5
     assert bucket.left(0) == 10
 

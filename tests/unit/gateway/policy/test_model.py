@@ -19,6 +19,7 @@ from gateway.policy.model import EVERYTHING, MethodClass, Tenant, granted_by_rol
         (("*",), "anything/at.all", True),
         ((), "simple", False),
         (("simple\n",), "simple", False),
+        (("*",), "x" * 257, False),
     ],
 )
 def test_a_tenant_sees_the_models_that_match(patterns: tuple[str, ...], model: str, seen: bool) -> None:
@@ -33,6 +34,7 @@ def test_a_tenant_sees_the_models_that_match(patterns: tuple[str, ...], model: s
         (("observer",), {MethodClass.METADATA}),
         (("observer", "user"), {MethodClass.INFER, MethodClass.METADATA}),
         (("admin",), set(MethodClass)),
+        (("root",), set()),
     ],
 )
 def test_roles_allow_classes_of_methods(roles: tuple[str, ...], granted: set[MethodClass]) -> None:
