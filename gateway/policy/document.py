@@ -17,7 +17,7 @@ gateway: {concurrency: 5000}
 import re
 from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -34,6 +34,7 @@ _DEEPEST = 8
 
 At = tuple[Hashable, ...]
 """Where something stands in the document."""
+_Read = TypeVar("_Read", bound=BaseModel)
 
 
 class PolicyError(Exception):
@@ -87,7 +88,7 @@ class _Tenant(_Strict):
 
 
 class _Policy(_Strict):
-    tenants: dict[_Name, _Tenant]
+    tenants: dict[_Name, object]  # each one is read by itself: all at once, they would hold up the loop
     models: dict[_Pattern, _Limits] = {}
     gateway: _Limits = _Limits()
 
@@ -99,16 +100,27 @@ def read_policy(text: str) -> Policy:
     document, lines = _parsed(text)
     if not isinstance(document, dict):
         raise PolicyError("line 1: a policy begins with `tenants:`")
+    mistakes: list[tuple[At, str]] = []
+    read = _read(_Policy, document, (), mistakes)
+    stated = document.get("tenants")
+    tenants = {
+        name: _tenant(name, tenant)
+        for name, each in (stated if isinstance(stated, dict) else {}).items()
+        if (tenant := _read(_Tenant, each, ("tenants", name), mistakes)) is not None
+    }
+    if read is None or mistakes:
+        raise PolicyError(_told(mistakes, lines))
+    return Policy(tenants=tenants, models=_for_models(read.models), gateway=read.gateway.made())
+
+
+def _read(kind: type[_Read], stated: object, at: At, mistakes: list[tuple[At, str]]) -> _Read | None:
     try:
-        read = _Policy.model_validate(document)
+        return kind.model_validate(stated)
     except ValidationError as exc:
-        mistakes = ((tuple(part for part in error["loc"] if part != "[key]"), _text(error)) for error in exc.errors())
-        raise PolicyError(_told(mistakes, lines)) from None
-    return Policy(
-        tenants={name: _tenant(name, each) for name, each in read.tenants.items()},
-        models=_for_models(read.models),
-        gateway=read.gateway.made(),
-    )
+        mistakes += (
+            ((*at, *(part for part in error["loc"] if part != "[key]")), _text(error)) for error in exc.errors()
+        )
+        return None
 
 
 def _tenant(name: str, read: _Tenant) -> Tenant:
@@ -178,10 +190,13 @@ def _built(loader: _Loader, node: yaml.Node, path: At, lines: dict[At, int]) -> 
     if len(path) > _DEEPEST:
         raise PolicyError(f"line {lines[path]}: nothing in a policy is nested so deep")
     if isinstance(node, yaml.SequenceNode):
-        return [_built(loader, each, (*path, number), lines) for number, each in enumerate(node.value)]
+        items, node.value = node.value, []  # let go of piece by piece: a whole tree at once would hold up the loop
+        return [_built(loader, each, (*path, number), lines) for number, each in enumerate(items)]
     if isinstance(node, yaml.MappingNode):
         built: dict[object, object] = {}
-        for key_node, value_node in node.value:
+        pairs, node.value = node.value[::-1], []
+        while pairs:
+            key_node, value_node = pairs.pop()
             line = key_node.start_mark.line + 1
             key = key_node.value
             if not isinstance(key, str) or key_node.tag != _TEXT:

@@ -1,6 +1,7 @@
 """A file that is read again whenever it changes; a bad edit leaves what was read before it in force."""
 
 import asyncio
+import gc
 import logging
 import os
 import sys
@@ -77,13 +78,16 @@ class ReloadedFile(Generic[T]):
 
 @contextmanager
 def _yielding() -> Iterator[None]:
-    """Have threads give way to each other sooner: a parser in one must not hold up the loop for milliseconds."""
-    usual = sys.getswitchinterval()
+    """Have threads give way sooner, and nobody collect garbage: a parser must not hold up the loop for milliseconds."""
+    usual, collecting = sys.getswitchinterval(), gc.isenabled()
     sys.setswitchinterval(_SWITCH_SECONDS)
+    gc.disable()
     try:
         yield
     finally:
         sys.setswitchinterval(usual)
+        if collecting:
+            gc.enable()
 
 
 def _state(path: Path) -> tuple[int, int, int] | None:
