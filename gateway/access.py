@@ -23,18 +23,21 @@ Keep = Callable[[], Coroutine[Any, Any, None]]
 """Makes a task that runs for as long as the gateway does."""
 
 
-class Access:
-    """The parts. Enter it, and spawn what has to be kept up; leave it when no call is under way any more."""
+_TICK_SECONDS = 0.25
 
-    def __init__(self, settings: GatewaySection, *, gateways: Callable[[], int]) -> None:
+
+class Access:
+    """The parts, kept up from when it is entered; leave it when no call is under way any more."""
+
+    def __init__(self, settings: GatewaySection, *, pool: str, gateways: Callable[[], int]) -> None:
         """`gateways` tells how many there are. Raises SettingsError where a file that is named is not usable."""
-        self._kept: dict[str, Keep] = {}
+        self._kept: dict[str, Keep] = {"clock": self._tick}
         self._listeners: list[Callable[[], None]] = []
-        self._owned = AsyncExitStack()
+        self._background = Background()
         clock = asyncio.get_running_loop().time
         self.audit = Audit(clock)
         self.identify = identify_by(*self._verifiers(settings))
-        self._leases = _leases(settings.shared_limits, gateways, clock)
+        self._leases = _leases(settings.shared_limits, pool, gateways, clock)
         self._own = LocalCounters()
         shared: Counters = self._own if self._leases is None else self._leases
         self.admission = Admission(EVERYTHING, clock=clock, audit=self.audit, shared=shared, own=self._own)
@@ -43,23 +46,31 @@ class Access:
             self._kept["policy-file"] = watched.keep
 
     async def __aenter__(self) -> Self:
-        if self._leases is not None:
-            await self._owned.enter_async_context(self._leases)
-            self._kept["limits"] = self._leases.keep
+        async with AsyncExitStack() as owned:
+            if self._leases is not None:
+                await owned.enter_async_context(self._leases)
+                self._kept["limits"] = self._leases.keep
+            owned.callback(self.audit.flush, everything=True)
+            await owned.enter_async_context(self._background)
+            for name, keep in self._kept.items():
+                self._background.spawn(name, keep())
+            self._owned = owned.pop_all()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._owned.aclose()
 
-    def keep(self, background: Background) -> None:
-        """Keep everything up that changes or is shared; the background must end before this does."""
-        for name, keep in self._kept.items():
-            background.spawn(name, keep())
+    async def failed(self) -> None:
+        """Raise when a part can't go on; never returns."""
+        await self._background.failed()
 
-    def advance(self, now: float) -> None:
-        """Let time pass."""
-        self.audit.flush()
-        self._own.forget(now)
+    async def _tick(self) -> None:
+        clock = asyncio.get_running_loop().time
+        while True:
+            await asyncio.sleep(_TICK_SECONDS)  # a clock
+            self.audit.flush()
+            if self._own.forget(clock()):
+                self.admission.forget()
 
     def subscribe(self, changed: Callable[[], None]) -> None:
         """Be told when who was somebody may be nobody any more, or the other way round."""
@@ -90,8 +101,12 @@ class Access:
         return verifiers
 
 
-def _leases(settings: SharedLimitSettings, gateways: Callable[[], int], clock: Callable[[], float]) -> Leases | None:
+def _leases(
+    settings: SharedLimitSettings, pool: str, gateways: Callable[[], int], clock: Callable[[], float]
+) -> Leases | None:
     if settings.redis_url is None:
         return None
     password = None if settings.password_file is None else read_secret(settings.password_file)
-    return Leases(settings.redis_url, password=password, gateways=gateways, mode=settings.when_away, clock=clock)
+    return Leases(
+        settings.redis_url, namespace=pool, password=password, gateways=gateways, mode=settings.when_away, clock=clock
+    )

@@ -27,11 +27,12 @@ from gateway.errors import (
     RequestMalformed,
     RequestTooLarge,
     RouterLost,
+    TenantUnknown,
     TritonLost,
 )
-from gateway.identity import ADMIN, Identify
+from gateway.identity import ADMIN, Caller, Identify
 from gateway.infer import pass_on
-from gateway.policy.model import MethodClass, Tenant
+from gateway.policy.model import MethodClass
 from gateway.registry import Registry, Router
 from gateway.status import Context, Handler, unary_bytes
 from headrace.bus.announcements import repository_key
@@ -94,15 +95,19 @@ class Administration:
 
         async def respond(request: bytes, context: Context) -> bytes:
             caller = self._identify(context.invocation_metadata() or ())
-            model, verdict = "", "CANCELLED"
             try:
                 caller.require(ADMIN, method=method)
-                tenant = self._admission.require(caller, MethodClass.ADMIN, method=full)
                 message = self._message(request, request_class)
                 model = getattr(message, "model_name", "")
-                _require_sight(tenant, model, method)
-                # A Triton that comes back is brought to what its pool was last asked for: the model, and no more.
-                restored = after is not None and not getattr(message, "parameters", ())
+                self._require_sight(caller, model, method=full)
+            except Refusal as refusal:
+                if not isinstance(refusal, TenantUnknown | MethodForbidden):  # admission has told of those
+                    self._audit.refused(caller, refusal, method=full, peer=context.peer())
+                raise
+            # A Triton that comes back is brought to what its pool was last asked for: the model's name, and no more.
+            restored = after is not None and not getattr(message, "parameters", ())
+            verdict = "CANCELLED"
+            try:
                 with self._counted():
                     outcome = await self._everywhere(full, request, self._seconds(context), after, restored=restored)
                 verdict = "OK" if isinstance(outcome, bytes) else "TRITON"
@@ -122,6 +127,14 @@ class Administration:
         if len(request) > self._max_message_bytes:
             raise RequestTooLarge(limit_bytes=str(self._max_message_bytes))
         return _parsed(request, request_class)
+
+    def _require_sight(self, caller: Caller, model: str, *, method: str) -> None:
+        """A tenant administers what it sees; what concerns all models, only where it sees all."""
+        tenant = self._admission.require(caller, MethodClass.ADMIN, method=method)
+        if model and not tenant.sees(model):
+            raise ModelUnknown(model=model)
+        if not model and not tenant.sees_all:
+            raise self._admission.forbidden(caller, method=method)
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
@@ -199,14 +212,6 @@ class Administration:
             await self._announcements.announce(repository_key(self._pool, model), change)
         except LogUnavailableError as exc:
             _log.warning("not remembered: %s", exc, extra={"event": "repository_change_lost", "model": model})
-
-
-def _require_sight(tenant: Tenant, model: str, method: str) -> None:
-    """A tenant administers what it sees; what concerns all models, only where it sees all."""
-    if model and not tenant.sees(model):
-        raise ModelUnknown(model=model)
-    if not model and not tenant.sees_all:
-        raise MethodForbidden(method=method)
 
 
 def _parsed(request: bytes, request_class: type[Message]) -> Message:

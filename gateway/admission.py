@@ -101,6 +101,10 @@ class Admission:
         for changed in self._changed:
             changed()
 
+    def forget(self) -> None:
+        """Compile every gate anew as calls come: counters were forgotten."""
+        self._gates.clear()
+
     def subscribe(self, changed: Callable[[], None]) -> None:
         """Be told of every other policy, when it is in force."""
         self._changed.append(changed)
@@ -115,6 +119,10 @@ class Admission:
         if wanted not in tenant.allow or wanted not in granted_by_roles(caller):
             raise self._refused(MethodForbidden(method=method), caller, method)
         return tenant
+
+    def forbidden(self, caller: Caller, *, method: str) -> Refusal:
+        """Refuse a method for a reason that lies in the request."""
+        return self._refused(MethodForbidden(method=method), caller, method)
 
     def sees(self, caller: Caller, model: str) -> bool:
         """Whether a model exists for this caller."""
@@ -139,17 +147,18 @@ class Admission:
         self.require(caller, MethodClass.INFER, method=method)
         return self._refused(refusal, caller, method, call_id.hex())
 
-    def enter(self, gate: Gate, caller: Caller, size: int, *, method: str, call_id: bytes) -> None:
+    def enter(self, gate: Gate, caller: Caller, model: str, size: int, *, method: str, call_id: bytes) -> None:
         """Count a call. `leave` follows when it has ended, whatever became of it.
 
         Raises RequestTooLarge, ConcurrencyLimited, RateLimited or BytesLimited; nothing is counted then.
         """
         if gate.request_bytes is not None and size > gate.request_bytes:
-            raise self._refused(RequestTooLarge(limit_bytes=str(gate.request_bytes)), caller, method, call_id.hex())
+            too_large = RequestTooLarge(limit_bytes=str(gate.request_bytes))
+            raise self._refused(too_large, caller, method, call_id.hex(), model)
         if gate.slots or gate.calls or gate.bytes:
             refusal = self._counted(gate, size)
             if refusal is not None:
-                raise self._refused(refusal, caller, method, call_id.hex())
+                raise self._refused(refusal, caller, method, call_id.hex(), model)
 
     def left(self, gate: Gate) -> tuple[int, int, int] | None:
         """What is left of a tenant's tightest rate; see Gate.left."""
@@ -182,9 +191,9 @@ class Admission:
                 taken.append((rated, amount))
         return None
 
-    def _refused(self, refusal: Refusal, caller: Caller, method: str, call_id: str = "") -> Refusal:
+    def _refused(self, refusal: Refusal, caller: Caller, method: str, call_id: str = "", model: str = "") -> Refusal:
         self.refused[refusal.reason] += 1
-        self._audit.refused(caller, refusal, method=method, call_id=call_id)
+        self._audit.refused(caller, refusal, method=method, model=model, call_id=call_id)
         return refusal
 
     @staticmethod

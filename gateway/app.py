@@ -52,7 +52,7 @@ async def serve(settings: GatewaySettings, stop: asyncio.Event) -> None:
         await gateway.start(owned, stop)
         if stop.is_set():
             return
-        await serve_until(stop, gateway.background.failed())
+        await serve_until(stop, gateway.background.failed(), gateway.access.failed())
         await gateway.drain()
 
 
@@ -72,9 +72,9 @@ class Gateway:
         self._caught_up = asyncio.Event()
         self._left: set[RouterKey] = set()
         self._registry = Registry(pool=self._pool, gateway_id=self._id, incarnation=self._incarnation)
-        self._access = Access(own, gateways=lambda: self._registry.gateways)
-        self._health = Health(self._registry, self._access.identify, self._access.admission, self._access.audit)
-        self._access.subscribe(self._health.reconsider)
+        self.access = Access(own, pool=self._pool, gateways=lambda: self._registry.gateways)
+        self._health = Health(self._registry, self.access.identify, self.access.admission, self.access.audit)
+        self.access.subscribe(self._health.reconsider)
         self._calls = WaitingCalls(max_calls=own.bounds.calls, max_bytes=own.bounds.request_bytes)
         self._hub = GrpcAnswerHub(
             incarnation=self._incarnation,
@@ -96,9 +96,9 @@ class Gateway:
             registry=self._registry,
             hub=self._hub,
             announcements=self._announcements,
-            identify=self._access.identify,
-            admission=self._access.admission,
-            audit=self._access.audit,
+            identify=self.access.identify,
+            admission=self.access.admission,
+            audit=self.access.audit,
             seconds=self._seconds,
             max_message_bytes=limit,
         )
@@ -128,21 +128,21 @@ class Gateway:
             calls=self._calls,
             publisher=self._publisher,
             hub=self._hub,
-            admission=self._access.admission,
+            admission=self.access.admission,
         )
         self._call_handlers = CallHandlers(
-            self._access.identify,
+            self.access.identify,
             self._infer.handler,
             self._methods(),
-            audit=self._access.audit,
+            audit=self.access.audit,
             full=self._calls.full,
         )
-        self._access.subscribe(self._call_handlers.identities_changed)
+        self.access.subscribe(self._call_handlers.identities_changed)
         server = edge_server(self._settings.topics.max_message_bytes, self._handlers())
         self._port = open_port(server, own.grpc)
-        telemetry = Telemetry(*instruments(self._registry, self._calls, self._infer, self._access))
+        telemetry = Telemetry(*instruments(self._registry, self._calls, self._infer, self.access))
         await enter(admin_http(own.admin.host, own.admin.port, readiness=self._readiness, metrics=telemetry.scrape))
-        await enter(self._access)
+        await enter(self.access)
         await enter(self._hub)
         # The port answers at once, with NOT_SERVING and refusals: a broker that is away is told, not waited for.
         owned.push_async_callback(server.stop, _LAST_WORD_SECONDS)
@@ -157,7 +157,6 @@ class Gateway:
         self.background.spawn("announcements", self._follow())
         self.background.spawn("beacon", beacon.keep())
         self.background.spawn("clock", self._tick())
-        self._access.keep(self.background)
         _log.info(
             "gateway %s listens on port %d",
             self._id,
@@ -185,7 +184,7 @@ class Gateway:
 
     def _methods(self) -> dict[str, Handler]:
         own = Catalog(self._registry, pool_may_sleep=self._settings.gateway.pool_may_sleep)
-        methods = catalog.handlers(own, self._access.identify, self._access.admission) | self._administration.handlers()
+        methods = catalog.handlers(own, self.access.identify, self.access.admission) | self._administration.handlers()
         return {f"/{SERVICE}/{name}": handler for name, handler in methods.items()}
 
     def _handlers(self) -> list[grpc.GenericRpcHandler]:
@@ -292,7 +291,6 @@ class Gateway:
             self._advance(clock())
 
     def _advance(self, now: float) -> None:
-        self._access.advance(now)
         for router, at in self._hub.heard_at.items():
             self._registry.heard(router, at)
         for router in self._registry.advance(now):

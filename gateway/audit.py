@@ -36,11 +36,18 @@ class Audit:
         self._full_since = 0.0
 
     def refused(
-        self, caller: Caller | None, refusal: Refusal, *, method: str, call_id: str = "", peer: str = ""
+        self,
+        caller: Caller | None,
+        refusal: Refusal,
+        *,
+        method: str,
+        model: str = "",
+        call_id: str = "",
+        peer: str = "",
     ) -> None:
         """A call was refused, by its identity, by the policy or by a limit. `caller` is None where nobody is known."""
         who = (caller.tenant, caller.key_id) if caller is not None else ("", _network(peer))
-        model = refusal.metadata.get("model", "")
+        model = model or refusal.metadata.get("model", "")
         key = (*who, method, model, refusal.reason)
         said = self._said.get(key)
         if said is not None:
@@ -56,22 +63,23 @@ class Audit:
             "method": method,
             "model": model,
             "reason": refusal.reason,
+            "scope": refusal.metadata.get("scope", ""),
         }
         facts: dict[str, object] = {name: fact for name, fact in known.items() if fact}
         self._said[key] = _Said(self._clock(), facts)
         more = {"call_id": call_id} if call_id else {}
         _log.info("a call was refused: %s", refusal.reason, extra={"event": "call_refused", **facts, **more})
 
-    def flush(self) -> None:
-        """Write down what was repeated for a second or longer."""
+    def flush(self, *, everything: bool = False) -> None:
+        """Write down what was repeated for a second or longer, or everything at the end."""
         now = self._clock()
         for key, said in list(self._said.items()):
-            if now - said.at >= _SECONDS:
+            if everything or now - said.at >= _SECONDS:
                 del self._said[key]
                 if said.repeated:
                     extra = {"event": "call_refused", "repeated": said.repeated, **said.facts}
                     _log.info("and %d times more: %s", said.repeated, key[-1], extra=extra)
-        if self._suppressed and now - self._full_since >= _SECONDS:
+        if self._suppressed and (everything or now - self._full_since >= _SECONDS):
             extra = {"event": "call_refused", "repeated": self._suppressed, "reason": "VARIOUS"}
             _log.info("and %d others, for more than could be told apart", self._suppressed, extra=extra)
             self._suppressed, self._full_since = 0, now

@@ -8,7 +8,7 @@ import grpc
 import grpc.aio
 
 from gateway.audit import Audit
-from gateway.errors import GatewayFull, Refusal, ShuttingDown
+from gateway.errors import GatewayFull, KeyInvalid, Refusal, ShuttingDown
 from gateway.identity import Caller, Identify
 from gateway.infer import METHOD as MODEL_INFER
 from gateway.infer import Proof
@@ -52,12 +52,18 @@ class CallHandlers(grpc.GenericRpcHandler):
         self._generation += 1
         self._handlers.clear()
 
-    def _proof(self) -> Proof:
+    def _proof(self, caller: Caller) -> Proof:
         generation = self._generation
 
         def prove(context: Context) -> None:
-            if generation != self._generation:
-                self._identify(context.invocation_metadata() or ())
+            if generation == self._generation:
+                return
+            try:
+                if self._identify(context.invocation_metadata() or ()) != caller:
+                    raise KeyInvalid
+            except Refusal as refusal:
+                self._audit_stranger(MODEL_INFER, refusal, context.peer())
+                raise
 
         return prove
 
@@ -79,7 +85,7 @@ class CallHandlers(grpc.GenericRpcHandler):
             return refusing(GatewayFull())
         handler = self._handlers.get(caller)
         if handler is None:
-            handler = grpc.unary_unary_rpc_method_handler(self._infer(caller, self._proof()))
+            handler = grpc.unary_unary_rpc_method_handler(self._infer(caller, self._proof(caller)))
             if len(self._handlers) >= _MAX_HANDLERS:
                 self._handlers.clear()  # made anew as they come: subjects of tokens may be any number
             self._handlers[caller] = handler

@@ -48,7 +48,7 @@ class Health:
 
     def reconsider(self) -> None:
         """Who may see what has changed."""
-        self._wake(self._watchers)
+        self._wake(self._watchers.keys() - _OWN)
 
     def drain(self) -> None:
         """The gateway is about to leave: everything is NOT_SERVING, and watchers are told at once."""
@@ -74,7 +74,7 @@ class Health:
 
     async def check(self, request: HealthCheckRequest, context: Context) -> HealthCheckResponse:
         """The status now. Raises ServiceUnknown."""
-        visible = self._visible(request.service, context)
+        visible = self._visible(request.service, context, "Check")
         status = self._status(request.service) if visible else HealthCheckResponse.SERVICE_UNKNOWN
         if status == HealthCheckResponse.SERVICE_UNKNOWN:
             raise ServiceUnknown(service=request.service)
@@ -90,12 +90,14 @@ class Health:
         name = request.service
         changed = asyncio.Event()
         told: int | None = None
+        method: str | None = "Watch"
         self._watcher_count += 1
         self._watchers[name].add(changed)
         try:
             while not self._closed:
                 changed.clear()
-                visible = self._visible(name, context)
+                visible = self._visible(name, context, method)
+                method = None
                 status = self._status(name) if visible else HealthCheckResponse.SERVICE_UNKNOWN
                 if status != told:
                     told = status
@@ -109,13 +111,15 @@ class Health:
                 del self._watchers[name]
         raise ShuttingDown
 
-    def _visible(self, name: str, context: Context) -> bool:
+    def _visible(self, name: str, context: Context, method: str | None) -> bool:
+        """Whether the caller may know of a name; a refusal is written down where a method is given."""
         if name in _OWN:
             return True
         try:
             caller = self._identify(context.invocation_metadata() or ())
         except CredentialRefused as refusal:
-            self._audit.refused(None, refusal, method=f"/{SERVICE}/Check", peer=context.peer())
+            if method is not None:
+                self._audit.refused(None, refusal, method=f"/{SERVICE}/{method}", peer=context.peer())
             return False
         return self._admission.sees(caller, name)
 

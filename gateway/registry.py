@@ -145,8 +145,6 @@ class Registry:
         self._descriptions: dict[str, dict[str, ModelDescription]] = {}  # by model, then by router
         self._statistics: dict[str, dict[str, ModelStatistics]] = {}  # by model, then by router
         self._gateways_heard_at: dict[str, float] = {}
-        self.gateways = 1
-        """How many gateways announce themselves, this one included, as of the last `advance`."""
         self._models: dict[str, Model] = {}
         self._revision = 0
         self._log_heard_at: float | None = None
@@ -221,6 +219,11 @@ class Registry:
 
     # What is asked.
 
+    @property
+    def gateways(self) -> int:
+        """How many gateways announce themselves on this log, of all pools, this one included."""
+        return max(1, len(self._gateways_heard_at))
+
     def live_routers(self) -> Iterator[Router]:
         """The routers that take calls."""
         return (router for router in self._routers.values() if router.live)
@@ -260,7 +263,6 @@ class Registry:
         for gateway_id, heard_at in list(self._gateways_heard_at.items()):
             if now - max(heard_at, since) > GATEWAY_SILENCE_SECONDS:
                 del self._gateways_heard_at[gateway_id]
-        self.gateways = max(1, len(self._gateways_heard_at))
 
     def _own_heartbeat(self, now: float) -> None:
         if self._log_heard_at is None or now - self._log_heard_at > LOG_SILENCE_SECONDS:

@@ -157,11 +157,14 @@ class BoundSettings(Section):
     """Request bytes of all calls that wait."""
 
 
-def _without_password(url: str) -> str:
+def _redis(url: str) -> str:
     parts = urlsplit(url)
-    if parts.scheme not in {"redis", "rediss", "unix"} or not (parts.hostname or parts.path):
-        raise ValueError("must be redis://HOST:PORT, rediss://HOST:PORT (TLS) or unix:///PATH")
-    if parts.password is not None or "password=" in parts.query:
+    database = parts.path.removeprefix("/")
+    port = parts.port  # raises where it is none
+    plain = parts.scheme in {"redis", "rediss"} and parts.hostname and (not database or database.isdecimal())
+    if not (plain or (parts.scheme == "unix" and database and port is None)) or parts.query or parts.fragment:
+        raise ValueError("must be redis://HOST:PORT/DATABASE, rediss://… (TLS) or unix:///PATH, and no more")
+    if parts.password is not None:
         raise ValueError("must hold no password: put it into password_file")
     return url
 
@@ -169,12 +172,20 @@ def _without_password(url: str) -> str:
 class SharedLimitSettings(Section):
     """Limits that all gateways count together, through Redis or Valkey."""
 
-    redis_url: Annotated[str, AfterValidator(_without_password)] | None = None
-    """`redis://HOST:PORT/DB`, `rediss://…` with TLS, or `unix:///PATH`. Unset: each gateway counts by itself."""
+    redis_url: Annotated[str, AfterValidator(_redis)] | None = None
+    """`redis://HOST:PORT/DATABASE`, `rediss://…` with TLS, or `unix:///PATH`; a pool's limits are its own there.
+
+    Gateways of one Redis should be of one log: how many there are is counted there. Unset: each counts by itself."""
     password_file: ReadableFile | None = None
     """Its password."""
     when_away: Literal["local_share", "deny", "allow"] = "local_share"
     """While it is away: each gateway allows its share of every limit, or refuses what is limited, or limits nothing."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.password_file is not None and self.redis_url is None:
+            raise ValueError("password_file needs redis_url beside it")
+        return self
 
 
 class GatewaySection(Section):

@@ -91,6 +91,7 @@ class RateBalance:
         self._tokens_until = -math.inf
         self._owed = 0.0  # spent without a lease
         self._back = 0.0  # to be handed back, not to be spent
+        self._free = 0.0  # allowed while Redis was away, and counted nowhere
         self._sent_owed = 0.0
         self._sent_spent = 0.0  # that part of it which the share will tell again
         self._used = 0.0  # taken or refused since the last tick
@@ -136,6 +137,9 @@ class RateBalance:
 
     def give_back(self, amount: float) -> None:
         """Undo a take, or a part of one; it goes back to the shared bucket at the next tick."""
+        free = min(self._free, amount)
+        self._free -= free
+        amount -= free
         if self._share is not None:
             self._share.give_back(amount)
             return
@@ -180,7 +184,7 @@ class RateBalance:
             self._forget_refused()
         self._left = second
         self._answered_at = now
-        self._sent_owed = 0.0
+        self._sent_owed = self._free = 0.0
         if self._share is not None:  # what was spent alone between the question and the answer
             self._owed += max(0.0, self._share.burst - self._share.left(now) - self._sent_spent)
             self._share = None
@@ -219,6 +223,7 @@ class RateBalance:
 
     def _take_alone(self, now: float, amount: float, gateways: int) -> float:
         if self._mode == "allow":
+            self._free += amount
             return 0.0
         if self._mode == "deny":
             return self._refuse(now, amount)

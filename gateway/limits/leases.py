@@ -128,7 +128,7 @@ class Leases:
     """This gateway's part of all shared limits. Enter it, run `keep` in the background, leave it when calls are done.
 
     `url` is of redis-py's form (`redis://`, `rediss://`, `unix://`), one server or a failover address, not a cluster.
-    `gateways` tells how many gateways are live, this one included.
+    `gateways` tells how many gateways are live, this one included; those of one `namespace` share their limits.
     """
 
     def __init__(
@@ -137,6 +137,7 @@ class Leases:
         *,
         gateways: Callable[[], int],
         mode: Mode,
+        namespace: str = "default",
         password: str | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -146,6 +147,7 @@ class Leases:
         )
         self._gateways: Callable[[], int] = lambda: max(1, gateways())
         self._mode = mode
+        self._namespace = namespace
         self._clock = clock
         self._id = token_hex(8)
         self._breaker = Breaker()
@@ -165,9 +167,10 @@ class Leases:
         """Hand back what is held, if Redis answers at once."""
         if not self._breaker.open:
             last = [(key, balance, ask) for key, balance in self._kept.items() if (ask := balance.farewell())]
-            with suppress(RedisError, OSError, TimeoutError):
-                async with asyncio.timeout(ANSWER_SECONDS):
-                    await self._evaluate(last)
+            if last:
+                with suppress(RedisError, OSError, TimeoutError):
+                    async with asyncio.timeout(ANSWER_SECONDS):
+                        await self._evaluate(last)
         await self._disconnect()
 
     @property
@@ -177,7 +180,7 @@ class Leases:
 
     def rate(self, name: str, rate_per_second: float, burst: float) -> LeasedRate:
         """The rate limit of that name; one that is known is limited otherwise from now on. No I/O."""
-        key = f"{{headrace}}:rate:{name}"
+        key = f"{{headrace}}:{self._namespace}:rate:{name}"
         balance = self._balances.get(key)
         if isinstance(balance, RateBalance):
             balance.change(rate_per_second, burst)
@@ -187,7 +190,7 @@ class Leases:
 
     def slots(self, name: str, most: int) -> LeasedSlots:
         """The limit of calls at a time of that name; one that is known is limited otherwise from now on. No I/O."""
-        key = f"{{headrace}}:slots:{name}"
+        key = f"{{headrace}}:{self._namespace}:slots:{name}"
         balance = self._balances.get(key)
         if isinstance(balance, SlotsBalance):
             balance.change(most)

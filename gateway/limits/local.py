@@ -13,6 +13,7 @@ class LocalCounters:
     def __init__(self) -> None:
         self._rates: dict[str, Gcra] = {}
         self._slots: dict[str, Slots] = {}
+        self._bound = _MOST
 
     def rate(self, name: str, rate_per_second: float, burst: float) -> Gcra:
         """The rate of a name."""
@@ -32,8 +33,14 @@ class LocalCounters:
             known.change(most)
         return known
 
-    def forget(self, now: float) -> None:
-        """Forget, where there are too many, what a new counter would not differ from: full rates and unused slots."""
-        if len(self._rates) + len(self._slots) > _MOST:
-            self._rates = {name: rate for name, rate in self._rates.items() if rate.reset_after(now) > 0}
-            self._slots = {name: slots for name, slots in self._slots.items() if slots.in_use}
+    def forget(self, now: float) -> bool:
+        """Forget, where there are too many, what a new counter would not differ from: full rates and unused slots.
+
+        Returns whether it did: whoever holds a counter is to ask for it anew then.
+        """
+        if len(self._rates) + len(self._slots) <= self._bound:
+            return False
+        self._rates = {name: rate for name, rate in self._rates.items() if rate.reset_after(now) > 0}
+        self._slots = {name: slots for name, slots in self._slots.items() if slots.in_use}
+        self._bound = max(_MOST, 2 * (len(self._rates) + len(self._slots)))
+        return True

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -10,6 +11,7 @@ from typing import Any, Self
 import grpc
 import numpy as np
 import numpy.typing as npt
+from google.protobuf.message import DecodeError
 from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 from tritonclient.grpc import InferenceServerClient, InferenceServerException, InferInput
@@ -144,8 +146,9 @@ def _told(error: object) -> tuple[str, str]:
     trailing = error.trailing_metadata() if isinstance(error, grpc.Call) else None
     for name, value in trailing or ():
         if name == "grpc-status-details-bin" and isinstance(value, bytes):
-            for detail in Status.FromString(value).details:
-                _ = detail.Unpack(info) or detail.Unpack(retry)
+            with suppress(DecodeError):  # a model server may put there what it likes
+                for detail in Status.FromString(value).details:
+                    _ = detail.Unpack(info) or detail.Unpack(retry)
     wait = f" (in {retry.retry_delay.ToTimedelta().total_seconds():.1f} s)" if retry.HasField("retry_delay") else ""
     return info.reason, wait
 

@@ -5,10 +5,9 @@ import gc
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 from headrace.runtime.settings import SettingsError
 
@@ -51,7 +50,7 @@ class ReloadedFile(Generic[T]):
         if state == self._seen:
             return
         try:
-            with _yielding():
+            with _Yielding():
                 content = await asyncio.to_thread(self._read, self._path)
         except SettingsError as exc:
             self._seen = state
@@ -76,18 +75,29 @@ class ReloadedFile(Generic[T]):
         self._told = reason
 
 
-@contextmanager
-def _yielding() -> Iterator[None]:
-    """Have threads give way sooner, and nobody collect garbage: a parser must not hold up the loop for milliseconds."""
-    usual, collecting = sys.getswitchinterval(), gc.isenabled()
-    sys.setswitchinterval(_SWITCH_SECONDS)
-    gc.disable()
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(usual)
-        if collecting:
-            gc.enable()
+class _Yielding:
+    """Has threads give way sooner, and nobody collect garbage: a parser must not hold up the loop for milliseconds.
+
+    Both are the process' own: the first one in changes them, and the last one out changes them back.
+    """
+
+    _inside: ClassVar[int] = 0
+    _before: ClassVar[tuple[float, bool]]
+
+    def __enter__(self) -> None:
+        if not _Yielding._inside:
+            _Yielding._before = (sys.getswitchinterval(), gc.isenabled())
+            sys.setswitchinterval(_SWITCH_SECONDS)
+            gc.disable()
+        _Yielding._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        _Yielding._inside -= 1
+        if not _Yielding._inside:
+            interval, collecting = _Yielding._before
+            sys.setswitchinterval(interval)
+            if collecting:
+                gc.enable()
 
 
 def _state(path: Path) -> tuple[int, int, int] | None:

@@ -427,8 +427,8 @@ NARROW = "tenants: {ops: {models: [simple], allow: [infer, metadata, admin]}}"
         ("RepositoryModelUnload", oip.RepositoryModelUnloadRequest(model_name="others"), ModelUnknown(model="others")),
         ("RepositoryModelLoad", oip.RepositoryModelLoadRequest(model_name="others"), ModelUnknown(model="others")),
         ("TraceSetting", oip.TraceSettingRequest(model_name="others"), ModelUnknown(model="others")),
-        ("TraceSetting", oip.TraceSettingRequest(), MethodForbidden(method="TraceSetting")),
-        ("LogSettings", oip.LogSettingsRequest(), MethodForbidden(method="LogSettings")),
+        ("TraceSetting", oip.TraceSettingRequest(), MethodForbidden(method=f"/{SERVICE}/TraceSetting")),
+        ("LogSettings", oip.LogSettingsRequest(), MethodForbidden(method=f"/{SERVICE}/LogSettings")),
     ],
     ids=["unload", "load", "trace", "trace of all", "log"],
 )
@@ -457,7 +457,10 @@ async def test_an_admin_administers_what_its_tenant_sees(caplog: pytest.LogCaptu
     told = [vars(record) for record in caplog.records if vars(record).get("event") == "administered"]
     assert [(line["method"].rpartition("/")[2], line.get("model"), line["verdict"]) for line in told] == [
         ("TraceSetting", "simple", "OK"),
-        ("LogSettings", None, "METHOD_FORBIDDEN"),
+    ]
+    refusals = [vars(record) for record in caplog.records if vars(record).get("event") == "call_refused"]
+    assert [(line["method"].rpartition("/")[2], line["reason"]) for line in refusals] == [
+        ("LogSettings", "METHOD_FORBIDDEN")
     ]
 
 

@@ -58,7 +58,7 @@ class Door:
         """Come in, or raise the refusal."""
         gate = self.admission.gate(caller, model, method=METHOD)
         assert gate is not None
-        self.admission.enter(gate, caller, size, method=METHOD, call_id=b"")
+        self.admission.enter(gate, caller, model, size, method=METHOD, call_id=b"")
         self.inside.append(gate)
 
     def leave(self) -> None:

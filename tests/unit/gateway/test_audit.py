@@ -118,3 +118,14 @@ def test_an_administrative_act_says_who_did_what_and_how_it_went(caplog: pytest.
             "verdict": "OK",
         }
     ]
+
+
+def test_what_was_counted_is_told_when_all_ends(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, LOGGER)
+    audit = Audit(lambda: 0.0)
+    for _ in range(3):
+        audit.refused(ONE, RateLimited(scope="tenant acme"), method="m", model="simple")
+
+    audit.flush(everything=True)
+
+    assert [(line["model"], line.get("repeated")) for line in lines(caplog)] == [("simple", None), ("simple", 2)]

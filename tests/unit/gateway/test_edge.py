@@ -26,6 +26,8 @@ NOT_OURS = "/grpc.health.v1.Health/Check"
 KEY = (("x-api-key", "billing"),)
 PATIENCE_SECONDS = 5.0
 WRONG = {"wrong"}
+MOVED: dict[str, str] = {}
+"""Keys that were given to another tenant."""
 LIMIT = 4096
 
 
@@ -34,7 +36,7 @@ def identify(metadata: Metadata) -> Caller:
     key = presented_key(metadata)
     if key in WRONG:
         raise KeyInvalid
-    return Caller(key, key)
+    return Caller(MOVED.get(key, key), key)
 
 
 class Fallback(grpc.GenericRpcHandler):
@@ -162,6 +164,23 @@ async def test_a_key_that_is_taken_away_while_the_body_is_read_runs_nothing(
     assert await ended(early[0]) == as_told(KeyInvalid())
     assert await early[1] == b"kept sent 4"
     assert await ended(edge.call(metadata=(("x-api-key", "revoked"),))) == as_told(KeyInvalid())
+
+
+async def test_a_key_that_becomes_anothers_while_the_body_is_read_runs_nothing_for_the_former(
+    edge: Edge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    infer: grpc.aio.StreamUnaryMultiCallable[bytes, bytes] = edge.channel.stream_unary(MODEL_INFER)
+    early = infer(metadata=(("x-api-key", "mover"),), timeout=PATIENCE_SECONDS)
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        await edge.made.get()
+
+    monkeypatch.setitem(MOVED, "mover", "others")
+    edge.handlers.identities_changed()
+    await early.write(b"body")
+    await early.done_writing()
+
+    assert await ended(early) == as_told(KeyInvalid())
+    assert await edge.call(request=b"xyz", metadata=(("x-api-key", "mover"),)) == b"others sent 3"
 
 
 async def test_with_a_key_the_other_methods_answer(edge: Edge) -> None:

@@ -1,7 +1,10 @@
 """A file is read again when it changes, and a bad edit changes nothing."""
 
 import asyncio
+import gc
 import logging
+import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -92,3 +95,66 @@ async def test_it_is_watched_until_cancelled(tmp_path: Path) -> None:
     watching.cancel()
     with pytest.raises(asyncio.CancelledError):
         await watching
+
+
+async def test_two_that_are_read_at_once_leave_the_process_as_it_was(tmp_path: Path) -> None:
+    """The first one in is the first one out: what it changed must not be taken for what was there before."""
+    before = (sys.getswitchinterval(), gc.isenabled())
+    first_is_in, second_is_done = threading.Event(), threading.Event()
+
+    def slow(path: Path) -> str:
+        text = path.read_text()
+        if text == "changed a":
+            first_is_in.set()
+            second_is_done.wait(5)
+        elif text == "changed b":
+            first_is_in.wait(5)
+            second_is_done.set()
+        return text
+
+    watched = []
+    for name in "ab":
+        (tmp_path / name).write_text("first")
+        watched.append(ReloadedFile(tmp_path / name, what=name, read=slow, use=lambda _: None))
+        (tmp_path / name).write_text(f"changed {name}")
+    await asyncio.gather(*(each.look() for each in watched))
+
+    assert sys.getswitchinterval() == pytest.approx(before[0])
+    assert gc.isenabled() is before[1]
+
+
+async def test_what_could_not_be_read_for_want_of_something_is_read_when_it_is_there(
+    tmp_path: Path, used: list[int]
+) -> None:
+    """A revocation must not be lost to a moment without file descriptors."""
+    (tmp_path / "file").write_text("1")
+    failing = [OSError(24, "Too many open files")]
+
+    def read(path: Path) -> int:
+        if failing and path.read_text() == "22":
+            raise failing.pop()
+        return number(path)
+
+    watched = ReloadedFile(tmp_path / "file", what="number", read=read, use=used.append)
+    (tmp_path / "file").write_text("22")
+    await watched.look()
+    await watched.look()
+
+    assert used == [1, 22]
+
+
+async def test_whatever_a_reader_fails_with_ends_nothing(tmp_path: Path, used: list[int]) -> None:
+    (tmp_path / "file").write_text("1")
+
+    def read(path: Path) -> int:
+        if path.read_text() == "bad":
+            raise KeyError("maybe")
+        return number(path)
+
+    watched = ReloadedFile(tmp_path / "file", what="number", read=read, use=used.append)
+    (tmp_path / "file").write_text("bad")
+    await watched.look()
+    (tmp_path / "file").write_text("333")
+    await watched.look()
+
+    assert used == [1, 333]

@@ -305,6 +305,18 @@ def test_without_redis_a_rate_lives_by_its_mode(mode: Mode) -> None:
     assert waited == {"local_share": 10, "deny": 0, "allow": 100}[mode]
 
 
+def test_what_was_allowed_for_nothing_is_given_back_for_nothing() -> None:
+    """Else whatever another limit refuses meanwhile would refill the bucket of all gateways."""
+    balance = RateBalance(30, 30, "allow")
+    for _ in range(100):
+        balance.take(0, gateways=GATEWAYS, away=True)
+        balance.give_back(1)
+
+    ask = balance.ask(1)
+
+    assert ask is None or ask.settle >= 0
+
+
 def test_what_was_spent_by_local_share_is_charged_when_redis_is_back() -> None:
     balance, shared = RateBalance(30, 30, "local_share"), Shared()
     for _ in range(10):
