@@ -139,15 +139,17 @@ class Leases:
         mode: Mode,
         namespace: str = "default",
         password: str | None = None,
+        answer_seconds: float = ANSWER_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         # One request at a time, with one deadline around all of it: the client must not try again on its own.
         self._redis = Redis.from_url(
-            url, password=password, retry=Retry(NoBackoff(), 0), socket_connect_timeout=ANSWER_SECONDS
+            url, password=password, retry=Retry(NoBackoff(), 0), socket_connect_timeout=answer_seconds
         )
         self._gateways: Callable[[], int] = lambda: max(1, gateways())
         self._mode = mode
         self._namespace = namespace
+        self._answer_seconds = answer_seconds
         self._clock = clock
         self._id = token_hex(8)
         self._breaker = Breaker()
@@ -169,7 +171,7 @@ class Leases:
             last = [(key, balance, ask) for key, balance in self._kept.items() if (ask := balance.farewell())]
             if last:
                 with suppress(RedisError, OSError, TimeoutError):
-                    async with asyncio.timeout(ANSWER_SECONDS):
+                    async with asyncio.timeout(self._answer_seconds):
                         await self._evaluate(last)
         await self._disconnect()
 
@@ -248,7 +250,7 @@ class Leases:
     async def _exchange(self, asked: list[Asked], asked_at: float) -> None:
         answers: list[tuple[float, float]] | None = None
         try:
-            async with asyncio.timeout(ANSWER_SECONDS):
+            async with asyncio.timeout(self._answer_seconds):
                 answers = await self._evaluate(asked)
         except (RedisError, OSError, TimeoutError) as exc:
             await self._lost(exc)
@@ -267,7 +269,7 @@ class Leases:
         if self._breaker.failed(self._clock()):
             log.warning(
                 "limits are not shared: %s",
-                str(exc) or f"no answer within {ANSWER_SECONDS} s",
+                str(exc) or f"no answer within {self._answer_seconds:g} s",
                 extra={"event": "limits_not_shared", "mode": self._mode},
             )
         await self._disconnect()  # an answer that comes late must not be taken for the next one's
@@ -306,5 +308,5 @@ class Leases:
 
     async def _disconnect(self) -> None:
         with suppress(RedisError, OSError, TimeoutError):
-            async with asyncio.timeout(ANSWER_SECONDS):
+            async with asyncio.timeout(self._answer_seconds):
                 await self._redis.aclose(close_connection_pool=True)
