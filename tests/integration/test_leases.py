@@ -105,7 +105,7 @@ async def test_all_gateways_get_their_part_of_a_rate(valkey: Valkey) -> None:
                 counts[which] += sum(rate.take(now) == 0.0 for _ in range(5))
             await asyncio.sleep(0.005)
 
-    assert min(counts) >= 0.25 * sum(counts) / GATEWAYS, counts
+    assert min(counts) >= 0.5 * sum(counts) / GATEWAYS, counts
 
 
 async def test_a_gateway_alone_gets_the_whole_rate(valkey: Valkey) -> None:
@@ -121,7 +121,7 @@ async def test_a_slow_rate_is_one_rate_for_all(valkey: Valkey) -> None:
         rates = [leases.rate("tenant", 2, 1) for leases in gateways]
         taken = await offer(rates, per_second=200, seconds=4)
 
-    assert 4 <= len(taken) <= 1 + 2 * 4 + GATEWAYS
+    assert 6 <= len(taken) <= 1 + 2 * 4 + GATEWAYS
 
 
 async def test_what_nobody_spends_goes_back(valkey: Valkey) -> None:
@@ -166,7 +166,7 @@ async def test_calls_at_a_time_never_exceed_the_limit(valkey: Valkey) -> None:
                 group.create_task(caller(at % GATEWAYS, end))
 
     assert most_seen >= most - 1
-    assert min(finished) >= 0.25 * sum(finished) / GATEWAYS, finished
+    assert min(finished) >= 0.5 * sum(finished) / GATEWAYS, finished
     assert sum(finished) >= 0.25 * most * 3 / 0.025
 
 
@@ -271,7 +271,7 @@ async def test_without_valkey_the_mode_holds_until_it_is_back(valkey: Valkey, mo
                 each.release()
         at_a_time = sum(each.take() for each in slots for _ in range(100))
 
-        assert {"local_share": 20 <= counted <= 31, "deny": counted == 0, "allow": counted == 300}[mode], counted
+        assert {"local_share": 26 <= counted <= 31, "deny": counted == 0, "allow": counted == 300}[mode], counted
         assert at_a_time == {"local_share": 9, "deny": 0, "allow": 300}[mode]
 
         for each in slots:

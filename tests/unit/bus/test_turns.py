@@ -84,17 +84,21 @@ def test_small_ones_pass_all_but_those_of_their_own_place() -> None:
     assert line.went(A) == [b"large-0-0", b"large-0-1", b"large-0-2", b"behind"]
 
 
-def test_what_is_larger_than_any_bound_goes_alone_and_is_not_passed_by_for_ever() -> None:
+def test_what_is_larger_than_any_bound_goes_alone_and_is_not_passed_by() -> None:
+    """Room that comes free is kept for it: others that would fit go after it, or it would never go."""
     line = Line()
     line.come(A, b"first", 30)
-    line.come(B, b"giant", 500)
-    line.come(C, b"later", 30)
-    assert line.went() == [b"first"]
+    line.come(B, b"second", 30)
+    line.come(C, b"giant", 500)
+    line.come(A, b"later", 30)
+    assert line.went() == [b"first", b"second"]
 
     line.leave(A, b"first")
-    assert line.went() == [b"first", b"giant"]
-    line.leave(B, b"giant")
-    assert line.went() == [b"first", b"giant", b"later"]
+    assert line.went() == [b"first", b"second"]
+    line.leave(B, b"second")
+    assert line.went() == [b"first", b"second", b"giant"]
+    line.leave(C, b"giant")
+    assert line.went() == [b"first", b"second", b"giant", b"later"]
 
 
 def test_what_is_withdrawn_never_goes() -> None:
