@@ -16,6 +16,7 @@ from tritonclient.grpc import service_pb2 as oip
 
 from gateway.admission import Admission
 from gateway.audit import Audit
+from gateway.callers import WhoCalls
 from gateway.errors import (
     AdminPartialFailure,
     AdminTimeout,
@@ -30,11 +31,11 @@ from gateway.errors import (
     TenantUnknown,
     TritonLost,
 )
-from gateway.identity import ADMIN, Caller, Identify
+from gateway.identity import ADMIN, Caller
 from gateway.infer import pass_on
-from gateway.policy.model import MethodClass
+from gateway.policy.model import MethodClass, Tenant
 from gateway.registry import Registry, Router
-from gateway.status import Context, Handler, unary_bytes
+from gateway.status import Context, Handler, rate_metadata, unary_bytes
 from headrace.bus.announcements import repository_key
 from headrace.bus.protocols import AnnouncementLog, AnswerHub, Failure, LogUnavailableError, Outcome, RouterLostError
 from headrace.bus.v1.announcement_pb2 import ROUTER_STATE_LEAVING, Announcement, RepositoryChange
@@ -54,7 +55,7 @@ class Administration:
         registry: Registry,
         hub: AnswerHub,
         announcements: AnnouncementLog,
-        identify: Identify,
+        who: WhoCalls,
         admission: Admission,
         audit: Audit,
         seconds: Callable[[Context], float],
@@ -64,7 +65,7 @@ class Administration:
         self._registry = registry
         self._hub = hub
         self._announcements = announcements
-        self._identify = identify
+        self._who = who
         self._admission = admission
         self._audit = audit
         self._seconds = seconds
@@ -94,47 +95,54 @@ class Administration:
         full = f"/{SERVICE}/{method}"
 
         async def respond(request: bytes, context: Context) -> bytes:
-            caller = self._identify(context.invocation_metadata() or ())
+            caller = self._who(context)
             try:
                 caller.require(ADMIN, method=method)
                 message = self._message(request, request_class)
                 model = getattr(message, "model_name", "")
-                self._require_sight(caller, model, method=full)
+                tenant = self._require_sight(caller, model, method=full)
             except Refusal as refusal:
                 if not isinstance(refusal, TenantUnknown | MethodForbidden):  # admission has told of those
                     self._audit.refused(caller, refusal, method=full, peer=context.peer())
                 raise
             # A Triton that comes back is brought to what its pool was last asked for: the model's name, and no more.
             restored = after is not None and not getattr(message, "parameters", ())
-            verdict = "CANCELLED"
-            try:
-                with self._counted():
-                    outcome = await self._everywhere(full, request, self._seconds(context), after, restored=restored)
-                verdict = "OK" if isinstance(outcome, bytes) else "TRITON"
-            except Refusal as refusal:
-                verdict = refusal.reason
-                raise
-            except Exception:
-                verdict = Internal.reason
-                raise
-            finally:
-                self._audit.administered(caller, method=full, model=model, peer=context.peer(), verdict=verdict)
+            gate = self._admission.asking(caller, tenant)
+            with self._admission.counted(gate, caller, method=full, model=model):
+                verdict = "CANCELLED"
+                try:
+                    with self._counted():
+                        seconds = self._seconds(context)
+                        outcome = await self._everywhere(full, request, seconds, after, restored=restored)
+                    verdict = "OK" if isinstance(outcome, bytes) else "TRITON"
+                except Refusal as refusal:
+                    verdict = refusal.reason
+                    raise
+                except Exception:
+                    verdict = Internal.reason
+                    raise
+                finally:
+                    self._audit.administered(caller, method=full, model=model, peer=context.peer(), verdict=verdict)
+            left = self._admission.left(gate)
+            if left is not None and isinstance(outcome, bytes):
+                context.set_trailing_metadata(rate_metadata(left))
             return await pass_on(outcome, context)
 
-        return unary_bytes(full, respond)
+        return unary_bytes(full, respond, most_bytes=self._max_message_bytes)
 
     def _message(self, request: bytes, request_class: type[Message]) -> Message:
         if len(request) > self._max_message_bytes:
             raise RequestTooLarge(limit_bytes=str(self._max_message_bytes))
         return _parsed(request, request_class)
 
-    def _require_sight(self, caller: Caller, model: str, *, method: str) -> None:
+    def _require_sight(self, caller: Caller, model: str, *, method: str) -> Tenant:
         """A tenant administers what it sees; what concerns all models, only where it sees all."""
         tenant = self._admission.require(caller, MethodClass.ADMIN, method=method)
         if model and not tenant.sees(model):
             raise ModelUnknown(model=model)
         if not model and not tenant.sees_all:
             raise self._admission.forbidden(caller, method=method)
+        return tenant
 
     @contextmanager
     def _counted(self) -> Iterator[None]:

@@ -7,7 +7,9 @@ known by name and outlive a change of the policy, so that an edit hands nobody a
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from fnmatch import fnmatchcase
 
 from gateway.audit import Audit
@@ -16,6 +18,7 @@ from gateway.errors import (
     ConcurrencyLimited,
     Limited,
     MethodForbidden,
+    QuotaExhausted,
     RateLimited,
     Refusal,
     RequestTooLarge,
@@ -23,10 +26,12 @@ from gateway.errors import (
 )
 from gateway.identity import Caller
 from gateway.limits import Concurrency, Counters, Rate
-from gateway.policy.model import Limits, MethodClass, Policy, Tenant, granted_by_roles, plain
+from gateway.policy.model import NO_QUOTAS, Limits, MethodClass, Policy, Quotas, Tenant, granted_by_roles, plain
+from gateway.quotas import Account, Accounts, Left, Meter
 
 _MAX_GATES = 100_000
 """Callers times models that are kept compiled; beyond it all are forgotten, and compiled anew as they come."""
+_NO_MODEL = ""
 _LONGEST_WAIT_SECONDS = 366 * 86_400.0
 
 
@@ -55,6 +60,8 @@ class Gate:
     bytes: tuple[_Rated, ...]
     slots: tuple[_Slotted, ...]
     request_bytes: int | None
+    account: Account | None
+    """Of the tenant, where it has quotas."""
 
     def left(self, now: float) -> tuple[int, int, int] | None:
         """Of the tenant's own tightest rate: its burst, what is left of it, and seconds until all of it is."""
@@ -77,14 +84,17 @@ class Admission:
         audit: Audit,
         shared: Counters,
         own: Counters,
+        accounts: Accounts,
     ) -> None:
         """`shared` counts for all gateways together, where they share anything; `own` for this one."""
+        self._accounts = accounts
         self._clock = clock
         self._audit = audit
         self._shared = shared
         self._own = own
         self._gates: dict[tuple[Caller, str], Gate] = {}
         self._policy = policy
+        accounts.change(_quotas(policy))
         self._changed: list[Callable[[], None]] = []
         self.refused: Counter[str] = Counter()
         """Refusals by their reason."""
@@ -98,6 +108,7 @@ class Admission:
         """Put another policy in force, for every call from now on. Calls under way go on."""
         self._policy = policy
         self._gates.clear()
+        self._accounts.change(_quotas(policy))
         for changed in self._changed:
             changed()
 
@@ -150,24 +161,73 @@ class Admission:
     def enter(self, gate: Gate, caller: Caller, model: str, size: int, *, method: str, call_id: bytes) -> None:
         """Count a call. `leave` follows when it has ended, whatever became of it.
 
-        Raises RequestTooLarge, ConcurrencyLimited, RateLimited or BytesLimited; nothing is counted then.
+        Raises RequestTooLarge, QuotaExhausted, ConcurrencyLimited, RateLimited or BytesLimited, and nothing is counted.
         """
         if gate.request_bytes is not None and size > gate.request_bytes:
             too_large = RequestTooLarge(limit_bytes=str(gate.request_bytes))
             raise self._refused(too_large, caller, method, call_id.hex(), model)
+        account = gate.account
+        if account is not None:
+            exhausted = account.exhausted()
+            if exhausted is not None:
+                raise self._refused(self._exhausted(account, exhausted), caller, method, call_id.hex(), model)
         if gate.slots or gate.calls or gate.bytes:
             refusal = self._counted(gate, size)
             if refusal is not None:
                 raise self._refused(refusal, caller, method, call_id.hex(), model)
+        if account is not None:
+            account.begin()
+
+    def quotas_left(self, account: Account) -> list[Left]:
+        """What is left of a tenant's quotas."""
+        return account.left(self._accounts.now())
+
+    def asking(self, caller: Caller, tenant: Tenant) -> Gate:
+        """What calls have to pass that run no model: calls a second and at a time, of their tenant and of their key."""
+        gate = self._gates.get((caller, _NO_MODEL))
+        if gate is None:
+            scopes = list(self._own_scopes(tenant, caller))
+            gate = self._keep(caller, _NO_MODEL, Gate(_call_rates(scopes), (), _slots(scopes), None, None))
+        return gate
+
+    @contextmanager
+    def counted(self, gate: Gate, caller: Caller, *, method: str, model: str = "") -> Iterator[None]:
+        """Count a call that runs no model, for as long as it takes. Raises ConcurrencyLimited or RateLimited."""
+        refusal = self._counted(gate, 0)
+        if refusal is not None:
+            raise self._refused(refusal, caller, method, model=model)
+        try:
+            yield
+        finally:
+            for each in gate.slots:
+                each.slots.release()
 
     def left(self, gate: Gate) -> tuple[int, int, int] | None:
         """What is left of a tenant's tightest rate; see Gate.left."""
         return gate.left(self._clock())
 
-    def leave(self, gate: Gate) -> None:
-        """A call has ended."""
+    def leave(self, gate: Gate, *, answered_bytes: int | None) -> None:
+        """A call has ended; `answered_bytes` are those of request and answer, None where there is no answer."""
         for each in gate.slots:
             each.slots.release()
+        if gate.account is not None:
+            if answered_bytes is None:
+                gate.account.unanswered()
+            else:
+                gate.account.answered(answered_bytes)
+
+    def _exhausted(self, account: Account, meter: Meter) -> QuotaExhausted:
+        now = self._accounts.now()
+        left = meter.left(now)
+        what, _, period = left.name.partition("_per_")
+        begins = (now + timedelta(seconds=left.reset_seconds)).isoformat(timespec="seconds")
+        return QuotaExhausted(
+            retry_after_seconds=left.reset_seconds,
+            scope=f"tenant {account.tenant}",
+            limit=plain(left.limit),
+            what=f"{what.replace('_', ' ')} a {period}",
+            until=begins.replace("+00:00", "Z"),
+        )
 
     def _counted(self, gate: Gate, size: int) -> Limited | None:
         """Count a call, or say which limit is used up; nothing is counted then."""
@@ -212,33 +272,34 @@ class Admission:
         scopes = list(self._scopes(tenant, caller, model))
         sizes = [scope.limits.request_bytes for scope in scopes if scope.limits.request_bytes is not None]
         gate = Gate(
-            calls=tuple(
-                scope.rated("calls", per_second, scope.limits.burst or max(1.0, per_second))
-                for scope in scopes
-                if (per_second := scope.limits.calls_per_second) is not None
-            ),
+            calls=_call_rates(scopes),
             bytes=tuple(
                 scope.rated("bytes", per_second, per_second)
                 for scope in scopes
                 if (per_second := scope.limits.bytes_per_second) is not None
             ),
-            slots=tuple(
-                _Slotted(scope.text, most, scope.counters.slots(scope.name, most))
-                for scope in scopes
-                if (most := scope.limits.concurrency) is not None
-            ),
+            slots=_slots(scopes),
             request_bytes=min(sizes, default=None),
+            account=self._accounts.account(caller.tenant),
         )
+        return self._keep(caller, model, gate)
+
+    def _keep(self, caller: Caller, model: str, gate: Gate) -> Gate:
         if len(self._gates) >= _MAX_GATES:
             self._gates.clear()
         self._gates[caller, model] = gate
         return gate
 
-    def _scopes(self, tenant: Tenant, caller: Caller, model: str) -> Iterator["_Scope"]:
-        """Whose limits hold for a call."""
+    def _own_scopes(self, tenant: Tenant, caller: Caller) -> Iterator["_Scope"]:
+        """Whose limits hold for every call of a caller."""
         name = caller.tenant
         yield _Scope(f"tenant {name}", f"tenant:{name}", tenant.limits, self._shared)
         yield _Scope(f"key {caller.key_id}", f"key:{name}:{caller.key_id}", tenant.each_key, self._shared)
+
+    def _scopes(self, tenant: Tenant, caller: Caller, model: str) -> Iterator["_Scope"]:
+        """Whose limits hold for a call of a model."""
+        name = caller.tenant
+        yield from self._own_scopes(tenant, caller)
         for each in tenant.by_model:
             if fnmatchcase(model, each.pattern):
                 text = f"tenant {name} at {each.pattern}"
@@ -248,6 +309,10 @@ class Admission:
                 name = f"model:{model}:{each.pattern}"
                 yield _Scope(f"model {model}", name, each.limits, self._shared, own=False)
         yield _Scope("this gateway", "gateway", self._policy.gateway, self._own, own=False)
+
+
+def _quotas(policy: Policy) -> dict[str, Quotas]:
+    return {name: tenant.quotas for name, tenant in policy.tenants.items() if tenant.quotas != NO_QUOTAS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,3 +328,19 @@ class _Scope:
     def rated(self, what: str, per_second: float, burst: float) -> _Rated:
         rate = self.counters.rate(f"{what}:{self.name}", per_second, burst)
         return _Rated(self.text, per_second, burst, rate, self.own)
+
+
+def _call_rates(scopes: Iterable[_Scope]) -> tuple[_Rated, ...]:
+    return tuple(
+        scope.rated("calls", per_second, scope.limits.burst or max(1.0, per_second))
+        for scope in scopes
+        if (per_second := scope.limits.calls_per_second) is not None
+    )
+
+
+def _slots(scopes: Iterable[_Scope]) -> tuple[_Slotted, ...]:
+    return tuple(
+        _Slotted(scope.text, most, scope.counters.slots(scope.name, most))
+        for scope in scopes
+        if (most := scope.limits.concurrency) is not None
+    )

@@ -28,9 +28,10 @@ from headrace.bus.announcements import gateway_key
 from headrace.bus.answers.hub import GrpcAnswerHub
 from headrace.bus.answers.wire import Trust
 from headrace.bus.beacon import Beacon
-from headrace.bus.control import KafkaAnnouncements, TopicMissingError, Topics, until_announcements
+from headrace.bus.control import KafkaAnnouncements, KafkaUsage, TopicMissingError, Topics, until_own_topics
 from headrace.bus.log import KafkaPublisher
-from headrace.bus.protocols import LogUnavailableError, Outcome, RouterKey
+from headrace.bus.protocols import LogUnavailableError, Outcome, RouterKey, UsageLog
+from headrace.bus.usage import UsageMeter
 from headrace.bus.v1.announcement_pb2 import Announcement, GatewayHeartbeat
 from headrace.runtime import logs
 from headrace.runtime.addresses import join_address
@@ -72,9 +73,16 @@ class Gateway:
         self._caught_up = asyncio.Event()
         self._left: set[RouterKey] = set()
         self._registry = Registry(pool=self._pool, gateway_id=self._id, incarnation=self._incarnation)
-        self.access = Access(own, pool=self._pool, gateways=lambda: self._registry.gateways)
-        self._health = Health(self._registry, self.access.identify, self.access.admission, self.access.audit)
+        source = f"gateway/{self._id}/{self._incarnation:016x}"
+        self.access = Access(
+            own, settings.database, pool=self._pool, source=source, gateways=lambda: self._registry.gateways
+        )
+        self._usage = UsageMeter(source, closed=self.access.accounts.closed)
+        self._health = Health(
+            self._registry, self.access.callers, self.access.admission, self.access.audit, self.access.slowed
+        )
         self.access.subscribe(self._health.reconsider)
+        self.access.subscribe(self._serve_if_ready)
         self._calls = WaitingCalls(max_calls=own.bounds.calls, max_bytes=own.bounds.request_bytes)
         self._hub = GrpcAnswerHub(
             incarnation=self._incarnation,
@@ -96,7 +104,7 @@ class Gateway:
             registry=self._registry,
             hub=self._hub,
             announcements=self._announcements,
-            identify=self.access.identify,
+            who=self.access.callers,
             admission=self.access.admission,
             audit=self.access.audit,
             seconds=self._seconds,
@@ -129,12 +137,14 @@ class Gateway:
             publisher=self._publisher,
             hub=self._hub,
             admission=self.access.admission,
+            usage=self._usage,
         )
         self._call_handlers = CallHandlers(
-            self.access.identify,
+            self.access.callers,
             self._infer.handler,
             self._methods(),
             audit=self.access.audit,
+            slowed=self.access.slowed,
             full=self._calls.full,
         )
         self.access.subscribe(self._call_handlers.identities_changed)
@@ -151,11 +161,14 @@ class Gateway:
             return
         await enter(self._announcements)
         await enter(self._publisher)
+        usage_log = await enter(KafkaUsage(self._settings.kafka, client_id=self._client_id))
+        owned.push_async_callback(self._last_usage, usage_log)
         beacon = Beacon(self._announcements, key=gateway_key(self._id), heartbeat=self._heartbeat)
         owned.push_async_callback(self._goodbye, beacon)
         await enter(self.background)
         self.background.spawn("announcements", self._follow())
         self.background.spawn("beacon", beacon.keep())
+        self.background.spawn("usage", self._usage.keep(usage_log))
         self.background.spawn("clock", self._tick())
         _log.info(
             "gateway %s listens on port %d",
@@ -172,6 +185,7 @@ class Gateway:
         _log.info("leaving", extra={"event": "gateway_leaving", "calls": len(self._calls)})
         await asyncio.sleep(drain.notice_seconds)  # a notice is a length of time
         self._call_handlers.closing = True
+        self.access.slowed.release()
         try:
             async with asyncio.timeout(drain.grace_seconds):
                 await self._calls.drained()
@@ -184,7 +198,7 @@ class Gateway:
 
     def _methods(self) -> dict[str, Handler]:
         own = Catalog(self._registry, pool_may_sleep=self._settings.gateway.pool_may_sleep)
-        methods = catalog.handlers(own, self.access.identify, self.access.admission) | self._administration.handlers()
+        methods = catalog.handlers(own, self.access.callers, self.access.admission) | self._administration.handlers()
         return {f"/{SERVICE}/{name}": handler for name, handler in methods.items()}
 
     def _handlers(self) -> list[grpc.GenericRpcHandler]:
@@ -213,7 +227,7 @@ class Gateway:
     async def _broker_ready(self) -> None:
         topics = Topics(self._settings.kafka, self._settings.topics, client_id=self._client_id)
         try:
-            await until_announcements(self._settings.kafka, topics, self._client_id)
+            await until_own_topics(self._settings.kafka, topics, self._client_id)
         except TopicMissingError as exc:
             raise Unstartable(str(exc)) from None
 
@@ -223,6 +237,13 @@ class Gateway:
                 await beacon.leave()
         except (TimeoutError, LogUnavailableError):
             _log.warning("left without a word: the log is away", extra={"event": "goodbye_failed"})
+
+    async def _last_usage(self, usage_log: UsageLog) -> None:
+        try:
+            async with asyncio.timeout(_GOODBYE_SECONDS):
+                await self._usage.flush(usage_log)
+        except (TimeoutError, LogUnavailableError):
+            _log.warning("the last usage was not published: the log is away", extra={"event": "usage_lost"})
 
     def _heartbeat(self, beat: int) -> Announcement:
         return Announcement(
@@ -234,6 +255,8 @@ class Gateway:
             return Readiness(ready=False, text="leaving")
         if not self._caught_up.is_set():
             return Readiness(ready=False, text="the broker does not answer yet")
+        if not self.access.ready:
+            return Readiness(ready=False, text="the database does not answer yet")
         return Readiness(ready=True, text="ready")
 
     # What the routers say (HubEvents).
@@ -268,9 +291,13 @@ class Gateway:
             if said is None:
                 self._caught_up.set()
                 self._registry.complete = True
-                self._health.serve()
+                self._serve_if_ready()
             else:
                 self._registry.apply(*said, clock())
+
+    def _serve_if_ready(self) -> None:
+        if self._caught_up.is_set() and self.access.ready:
+            self._health.serve()
 
     def _models_changed(self, models: frozenset[str]) -> None:
         self._calls.owners_changed(models, self._owner_of)

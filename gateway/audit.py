@@ -5,13 +5,13 @@ method and model for one reason again and again is one line a second, with how o
 second are counted together. So a flood of refusals is no flood of lines, and every refusal is in some line's number.
 """
 
-import ipaddress
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from gateway.errors import Refusal
 from gateway.identity import Caller
+from gateway.peers import network_of
 
 _SECONDS = 1.0
 _MOST_LINES = 100
@@ -46,7 +46,7 @@ class Audit:
         peer: str = "",
     ) -> None:
         """A call was refused, by its identity, by the policy or by a limit. `caller` is None where nobody is known."""
-        who = (caller.tenant, caller.key_id) if caller is not None else ("", _network(peer))
+        who = (caller.tenant, caller.key_id) if caller is not None else ("", network_of(peer))
         model = model or refusal.metadata.get("model", "")
         key = (*who, method, model, refusal.reason)
         said = self._said.get(key)
@@ -98,14 +98,3 @@ class Audit:
             verdict,
             extra={"event": "administered", "verdict": verdict, **{name: fact for name, fact in facts.items() if fact}},
         )
-
-
-def _network(peer: str) -> str:
-    """Who calls, as far as addresses tell: one host may have every address of its IPv6 network."""
-    kind, _, rest = peer.partition(":")
-    host = rest.rpartition(":")[0].strip("[]") if kind in {"ipv4", "ipv6"} else peer
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return host
-    return host if address.version == 4 else str(ipaddress.ip_network((int(address) >> 64 << 64, 64)))  # noqa: PLR2004

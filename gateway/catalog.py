@@ -16,6 +16,7 @@ from google.protobuf.message import Message
 from tritonclient.grpc import service_pb2 as oip
 
 from gateway.admission import Admission
+from gateway.callers import WhoCalls
 from gateway.errors import (
     GatewayStarting,
     ModelNotReady,
@@ -29,11 +30,10 @@ from gateway.errors import (
     SharedMemoryUnsupported,
     StreamingUnsupported,
 )
-from gateway.identity import Identify
 from gateway.policy.model import MethodClass
 from gateway.registry import Model, Registry, Version
 from gateway.statistics import summed
-from gateway.status import Context, Handler, abort, unary
+from gateway.status import Context, Handler, abort, rate_metadata, unary
 
 Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
@@ -153,7 +153,7 @@ class Catalog:
         return model
 
 
-def handlers(catalog: Catalog, identify: Identify, admission: Admission) -> dict[str, Handler]:
+def handlers(catalog: Catalog, who: WhoCalls, admission: Admission) -> dict[str, Handler]:
     """The methods of the inference service that need nothing but the registry, by name. All ask for a key."""
 
     def answered(
@@ -162,9 +162,15 @@ def handlers(catalog: Catalog, identify: Identify, admission: Admission) -> dict
         full = f"/{SERVICE}/{method}"
 
         async def respond(request: Request, context: Context) -> Response:
-            caller = identify(context.invocation_metadata() or ())
+            caller = who(context)
             tenant = admission.require(caller, MethodClass.METADATA, method=full)
-            return answer(replace(catalog, sees=tenant.sees), request)
+            gate = admission.asking(caller, tenant)
+            with admission.counted(gate, caller, method=full):
+                response = answer(replace(catalog, sees=tenant.sees), request)
+            left = admission.left(gate)
+            if left is not None:
+                context.set_trailing_metadata(rate_metadata(left))
+            return response
 
         return method, unary(full, request_class, respond)
 
@@ -178,15 +184,15 @@ def handlers(catalog: Catalog, identify: Identify, admission: Admission) -> dict
             answered("ModelConfig", oip.ModelConfigRequest, Catalog.model_config),
             answered("ModelStatistics", oip.ModelStatisticsRequest, Catalog.model_statistics),
             answered("RepositoryIndex", oip.RepositoryIndexRequest, Catalog.repository_index),
-            *((method, _refused(refusal, identify)) for method, refusal in NOT_OFFERED.items()),
+            *((method, _refused(refusal, who)) for method, refusal in NOT_OFFERED.items()),
         ]
     )
 
 
-def _refused(refusal: type[NotOffered], identify: Identify) -> Handler:
+def _refused(refusal: type[NotOffered], who: WhoCalls) -> Handler:
     async def refuse(requests: AsyncIterator[bytes], context: Context) -> None:
         try:
-            identify(context.invocation_metadata() or ())
+            who(context)
         except Refusal as unidentified:
             await abort(context, unidentified)
         if refusal is StreamingUnsupported:

@@ -1,15 +1,17 @@
 """The port that callers use: which handler answers what, and how the port opens and closes."""
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 import grpc
 import grpc.aio
 
 from gateway.audit import Audit
-from gateway.errors import GatewayFull, KeyInvalid, Refusal, ShuttingDown
-from gateway.identity import Caller, Identify
+from gateway.callers import Callers
+from gateway.errors import CredentialRefused, GatewayFull, KeyInvalid, Refusal, RequestMalformed, ShuttingDown
+from gateway.failures import Slowed
+from gateway.identity import Caller
 from gateway.infer import METHOD as MODEL_INFER
 from gateway.infer import Proof
 from gateway.settings import GrpcSettings
@@ -22,15 +24,20 @@ _MAX_HANDLERS = 100_000
 
 
 class CallHandlers(grpc.GenericRpcHandler):
-    """The inference service: who calls is judged before the request is read, so that a large body needs a key."""
+    """The inference service: who calls is judged before the request is read, so that a large body needs a key.
+
+    gRPC shows certificates to methods only: where the certificate has the word, the method is one that reads by itself,
+    and judges before it does.
+    """
 
     def __init__(
         self,
-        identify: Identify,
+        callers: Callers,
         infer: Callable[[Caller, Proof], Callable[[bytes, Context], Any]],
         others: Mapping[str, Handler],
         *,
         audit: Audit,
+        slowed: Slowed,
         full: Callable[[], bool] = lambda: False,
     ) -> None:
         """`infer` makes ModelInfer for a caller, `others` are the service's other methods by their full name.
@@ -39,9 +46,12 @@ class CallHandlers(grpc.GenericRpcHandler):
         """
         self._full = full
         self._audit = audit
-        self._identify = identify
+        self._slowed = slowed
+        self._callers = callers
         self._infer = infer
         self._others = others
+        self._certified = {method: self._judging(method, handler) for method, handler in others.items()}
+        self._certified_infer: Handler = grpc.stream_unary_rpc_method_handler(self._infer_certified)
         self._handlers: dict[Caller, Handler] = {}
         self._generation = 0
         self.closing = False
@@ -52,21 +62,6 @@ class CallHandlers(grpc.GenericRpcHandler):
         self._generation += 1
         self._handlers.clear()
 
-    def _proof(self, caller: Caller) -> Proof:
-        generation = self._generation
-
-        def prove(context: Context) -> None:
-            if generation == self._generation:
-                return
-            try:
-                if self._identify(context.invocation_metadata() or ()) != caller:
-                    raise KeyInvalid
-            except Refusal as refusal:
-                self._audit_stranger(MODEL_INFER, refusal, context.peer())
-                raise
-
-        return prove
-
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler | None:
         """The handler of one call: the method as this caller may use it, or its refusal."""
         method = handler_call_details.method
@@ -76,13 +71,16 @@ class CallHandlers(grpc.GenericRpcHandler):
         if self.closing:
             return refusing(ShuttingDown())
         try:
-            caller = self._identify(handler_call_details.invocation_metadata or ())
+            caller = self._callers.by_metadata(handler_call_details.invocation_metadata or ())
         except Refusal as refusal:
-            return refusing(refusal, partial(self._audit_stranger, method, refusal))
+            return self._refusing(method, refusal)
+        if caller is None:
+            return self._certified_infer if other is None else self._certified[method]
         if other is not None:
             return other
-        if self._full():
-            return refusing(GatewayFull())
+        return refusing(GatewayFull()) if self._full() else self._handler(caller)
+
+    def _handler(self, caller: Caller) -> Handler:
         handler = self._handlers.get(caller)
         if handler is None:
             handler = grpc.unary_unary_rpc_method_handler(self._infer(caller, self._proof(caller)))
@@ -91,18 +89,81 @@ class CallHandlers(grpc.GenericRpcHandler):
             self._handlers[caller] = handler
         return handler
 
-    def _audit_stranger(self, method: str, refusal: Refusal, peer: str) -> None:
+    def _proof(self, caller: Caller) -> Proof:
+        generation = self._generation
+
+        def prove(context: Context) -> None:
+            if generation == self._generation:
+                return
+            try:
+                if self._callers(context) != caller:
+                    raise KeyInvalid
+            except Refusal as refusal:
+                self._audit.refused(None, refusal, method=MODEL_INFER, peer=context.peer())
+                raise
+
+        return prove
+
+    # Callers whose certificate has the word.
+
+    async def _infer_certified(self, _: AsyncIterator[bytes], context: Context) -> Any:  # noqa: ANN401  as infer's
+        caller = await self._judged(MODEL_INFER, context)
+        if self._full():
+            await abort(context, GatewayFull())
+        infer = self._handler(caller).unary_unary
+        return await infer(await _body(context), context)
+
+    def _judging(self, method: str, handler: Handler) -> Handler:
+        """A method that judges who calls before anything is read."""
+        if handler.request_streaming:
+
+            async def streaming(requests: AsyncIterator[bytes], context: Context) -> None:
+                await self._judged(method, context)
+                await handler.stream_stream(requests, context)
+
+            return grpc.stream_stream_rpc_method_handler(streaming)
+
+        async def unary(_: AsyncIterator[bytes], context: Context) -> bytes:
+            await self._judged(method, context)
+            answer: bytes = await handler.unary_unary(await _body(context), context)
+            return answer
+
+        return grpc.stream_unary_rpc_method_handler(unary)
+
+    async def _judged(self, method: str, context: Context) -> Caller:
+        try:
+            return self._callers(context)
+        except Refusal as refusal:
+            await self._refuse(method, refusal, context)
+
+    # Strangers.
+
+    def _refusing(self, method: str, refusal: Refusal) -> Handler:
+        async def refuse(_: AsyncIterator[bytes], context: Context) -> None:
+            await self._refuse(method, refusal, context)
+
+        return grpc.stream_stream_rpc_method_handler(refuse)
+
+    async def _refuse(self, method: str, refusal: Refusal, context: Context) -> NoReturn:
+        peer = context.peer()
         self._audit.refused(None, refusal, method=method, peer=peer)
+        if isinstance(refusal, CredentialRefused):
+            await self._slowed.failed(peer)
+        await abort(context, refusal)
 
 
-def refusing(refusal: Refusal, told: Callable[[str], None] = lambda _: None) -> Handler:
-    """A handler that ends the call without reading what the caller sends: a streaming one fits any method.
+async def _body(context: Context) -> bytes:
+    """The request of a unary call."""
+    request = await context.read()
+    if request is grpc.aio.EOF:
+        await abort(context, RequestMalformed())
+    return bytes(request)
 
-    `told` is given the address of who called.
-    """
+
+def refusing(refusal: Refusal) -> Handler:
+    """A handler that ends the call without reading what the caller sends: a streaming one fits any method."""
 
     async def refuse(_: AsyncIterator[bytes], context: Context) -> None:
-        told(context.peer())
         await abort(context, refusal)
 
     return grpc.stream_stream_rpc_method_handler(refuse)
@@ -115,6 +176,7 @@ def edge_server(max_message_bytes: int, handlers: Sequence[grpc.GenericRpcHandle
             ("grpc.max_receive_message_length", max_message_bytes + max_message_bytes // 4),
             ("grpc.max_send_message_length", -1),
             ("grpc.so_reuseport", 0),
+            ("grpc.per_message_decompression", 0),  # `compression` does it, and not beyond the limit
             # Clients ping long-lived connections; by default a server hangs up on those that do it often.
             ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
             ("grpc.keepalive_permit_without_calls", 1),
@@ -127,12 +189,22 @@ def edge_server(max_message_bytes: int, handlers: Sequence[grpc.GenericRpcHandle
 def open_port(server: grpc.aio.Server, settings: GrpcSettings) -> int:
     """Bind the port. Returns it; raises Unstartable where it can't be had."""
     address = join_address(settings.host, settings.port)
+    credentials = _credentials(settings.tls_certificate_file, settings.tls_key_file, settings.tls_client_ca_file)
     try:
-        if settings.tls_certificate_file is None or settings.tls_key_file is None:
+        if credentials is None:
             return server.add_insecure_port(address)
-        pair = (settings.tls_key_file.read_bytes(), settings.tls_certificate_file.read_bytes())
-        return server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
+        return server.add_secure_port(address, credentials)
     except RuntimeError:
         raise Unstartable(
             f"cannot listen on {address} (gRPC port): it is in use, or not ours; set another one"
         ) from None
+
+
+def _credentials(certificate: Path | None, key: Path | None, client_ca: Path | None) -> grpc.ServerCredentials | None:
+    if certificate is None or key is None:
+        return None
+    pair = (key.read_bytes(), certificate.read_bytes())
+    if client_ca is None:
+        return grpc.ssl_server_credentials([pair])
+    # gRPC asks every caller for a certificate, or none.
+    return grpc.ssl_server_credentials([pair], client_ca.read_bytes(), require_client_auth=True)

@@ -90,6 +90,12 @@ class KeyExpired(CredentialRefused):
     reason = "KEY_EXPIRED"
 
 
+class CertificateUnknown(CredentialRefused):
+    """The call carries no API key or token, and its certificate stands for no one tenant here. Ask the operator."""
+
+    reason = "CERTIFICATE_UNKNOWN"
+
+
 class PermissionRefused(Refusal):
     """The caller is known and may not do this."""
 
@@ -205,6 +211,12 @@ class RequestTooLarge(TooMuch):
     reason = "REQUEST_TOO_LARGE"
 
 
+class RequestSlow(TooMuch):
+    """The request did not arrive whole in the short time that this method waits for one. Send it at once, or again."""
+
+    reason, retriable = "REQUEST_SLOW", True
+
+
 class AnswerTooLarge(TooMuch):
     """The model ran, and its answer has more bytes than can be brought back. Ask for fewer or smaller outputs."""
 
@@ -240,6 +252,12 @@ class BytesLimited(Limited):
     """The limit of {limit} request bytes a second for {scope} is used up. Call again after the time given."""
 
     reason = "BYTES_LIMITED"
+
+
+class QuotaExhausted(Limited):
+    """The quota of {limit} {what} for {scope} is used up. It begins anew at {until}."""
+
+    reason = "QUOTA_EXHAUSTED"
 
 
 class ConcurrencyLimited(Limited):
@@ -297,6 +315,12 @@ class GatewayStarting(Away):
     """This gateway does not know yet which models there are: it is starting, or the log is away. Call again."""
 
     reason = "GATEWAY_STARTING"
+
+
+class KeysUnavailable(Away):
+    """This gateway can't look API keys up yet: its database has not answered since it started. Call again."""
+
+    reason = "KEYS_UNAVAILABLE"
 
 
 class LogUnavailable(Away):

@@ -13,11 +13,20 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from gateway.admission import Admission
 from gateway.audit import Audit
+from gateway.callers import WhoCalls
 from gateway.catalog import SERVICE as INFERENCE_SERVICE
-from gateway.errors import CredentialRefused, GatewayFull, ServiceUnknown, ShuttingDown
-from gateway.identity import Identify
+from gateway.errors import (
+    CertificateUnknown,
+    CredentialRefused,
+    GatewayFull,
+    KeyMissing,
+    ServiceUnknown,
+    ShuttingDown,
+)
+from gateway.failures import Slowed
 from gateway.registry import Registry
 from gateway.status import Context, Handler, streamed, unary
+from gateway.strangers import Anteroom
 
 SERVICE = "grpc.health.v1.Health"
 MAX_WATCHERS = 10_000
@@ -28,11 +37,12 @@ _OWN = frozenset({"", INFERENCE_SERVICE})
 class Health:
     """The health of a gateway and its models. NOT_SERVING until `serve`, and again from `drain` on."""
 
-    def __init__(self, registry: Registry, identify: Identify, admission: Admission, audit: Audit) -> None:
+    def __init__(self, registry: Registry, who: WhoCalls, admission: Admission, audit: Audit, slowed: Slowed) -> None:
         """Follows the registry and the policy for as long as all live."""
         self._audit = audit
+        self._slowed = slowed
         self._registry = registry
-        self._identify = identify
+        self._who = who
         self._admission = admission
         self._serving = False
         self._closed = False
@@ -66,15 +76,16 @@ class Health:
         return self._watcher_count
 
     def handlers(self) -> dict[str, Handler]:
-        """The methods of the health service, by name."""
+        """The methods of the health service, by name. Anyone may call them, and is read as a stranger."""
+        read = Anteroom().only
         return {
-            "Check": unary(f"/{SERVICE}/Check", HealthCheckRequest, self.check),
-            "Watch": streamed(f"/{SERVICE}/Watch", HealthCheckRequest, self.watch),
+            "Check": unary(f"/{SERVICE}/Check", HealthCheckRequest, self.check, read=read),
+            "Watch": streamed(f"/{SERVICE}/Watch", HealthCheckRequest, self.watch, read=read),
         }
 
     async def check(self, request: HealthCheckRequest, context: Context) -> HealthCheckResponse:
         """The status now. Raises ServiceUnknown."""
-        visible = self._visible(request.service, context, "Check")
+        visible = await self._visible_now(request.service, context, "Check")
         status = self._status(request.service) if visible else HealthCheckResponse.SERVICE_UNKNOWN
         if status == HealthCheckResponse.SERVICE_UNKNOWN:
             raise ServiceUnknown(service=request.service)
@@ -90,14 +101,13 @@ class Health:
         name = request.service
         changed = asyncio.Event()
         told: int | None = None
-        method: str | None = "Watch"
         self._watcher_count += 1
         self._watchers[name].add(changed)
         try:
+            await self._visible_now(name, context, "Watch")
             while not self._closed:
                 changed.clear()
-                visible = self._visible(name, context, method)
-                method = None
+                visible = self._visible(name, context)
                 status = self._status(name) if visible else HealthCheckResponse.SERVICE_UNKNOWN
                 if status != told:
                     told = status
@@ -111,17 +121,25 @@ class Health:
                 del self._watchers[name]
         raise ShuttingDown
 
-    def _visible(self, name: str, context: Context, method: str | None) -> bool:
-        """Whether the caller may know of a name; a refusal is written down where a method is given."""
-        if name in _OWN:
-            return True
+    async def _visible_now(self, name: str, context: Context, method: str) -> bool:
+        """Whether the caller may know of a name. A refusal is written down; who guesses at keys has to wait for it."""
         try:
-            caller = self._identify(context.invocation_metadata() or ())
+            return self._may_know(name, context)
         except CredentialRefused as refusal:
-            if method is not None:
-                self._audit.refused(None, refusal, method=f"/{SERVICE}/{method}", peer=context.peer())
+            self._audit.refused(None, refusal, method=f"/{SERVICE}/{method}", peer=context.peer())
+            if not isinstance(refusal, KeyMissing | CertificateUnknown):
+                await self._slowed.failed(context.peer())
             return False
-        return self._admission.sees(caller, name)
+
+    def _visible(self, name: str, context: Context) -> bool:
+        """The same again, of a watch that stands."""
+        try:
+            return self._may_know(name, context)
+        except CredentialRefused:
+            return False
+
+    def _may_know(self, name: str, context: Context) -> bool:
+        return name in _OWN or self._admission.sees(self._who(context), name)
 
     def _status(self, name: str) -> int:
         if name in _OWN:

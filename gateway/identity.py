@@ -1,8 +1,8 @@
 """Who is calling: API keys in metadata, `authorization: Bearer KEY` or `x-api-key: KEY`.
 
-The gateway knows one function, `Identify`; where keys come from is behind it. Here they come from a file of hashes, and
-on a laptop from one key in clear text. Keys appear in no log, error or repr. Refusals tell the caller how to send a
-key, and tell nobody whether a key's id exists.
+The gateway knows one kind of function, `Verify`; where keys come from is behind it. Here they come from a file of
+hashes, and on a laptop from one key in clear text. Keys appear in no log, error or repr. Refusals tell the caller how
+to send a key, and tell nobody whether a key's id exists.
 """
 
 import hashlib
@@ -57,25 +57,10 @@ class Caller:
             raise RoleRequired(method=method, role=role)
 
 
-Identify = Callable[[Metadata], Caller]
-"""Tells who sent the metadata. Raises a CredentialRefused. Runs on every call: microseconds, no waiting."""
-
 Verify = Callable[[str], Caller | None]
-"""Tells whose key a text is, in a time that does not depend on how close a wrong one is."""
+"""Tells whose credential a text is, in a time that does not depend on how close a wrong one is.
 
-
-def identify_by(*verifiers: Verify) -> Identify:
-    """The callers that any of the verifiers knows; the first one that does counts."""
-
-    def identify(metadata: Metadata) -> Caller:
-        key = presented_key(metadata)
-        for verify in verifiers:
-            caller = verify(key)
-            if caller is not None:
-                return caller
-        raise KeyInvalid
-
-    return identify
+Raises KeyExpired. Runs on every call: microseconds, no waiting."""
 
 
 def presented_key(metadata: Metadata) -> str:
@@ -112,12 +97,31 @@ def _bearer(authorization: str | bytes) -> str | None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Key:
+class Key:
+    """A key of the form `hr_<id>_<secret>`, as it is known here; moments are seconds since the epoch."""
+
     digest: bytes
+    """The SHA-256 of the secret."""
     caller: Caller
-    not_before: float
-    expires: float
-    disabled: bool
+    not_before: float = -math.inf
+    expires: float = math.inf
+    disabled: bool = False
+
+
+def owner(key: str, keys: Mapping[str, Key], now: float) -> Caller | None:
+    """The caller of a key, of those that are known by their id.
+
+    Raises KeyExpired for who has the secret, and no right to it now.
+    """
+    parts = key.split("_", 2)
+    known = keys.get(parts[1]) if len(parts) == 3 and parts[0] == "hr" else None  # noqa: PLR2004  the form
+    presented = hashlib.sha256(parts[-1].encode("utf-8", "surrogatepass")).digest()
+    matches = hmac.compare_digest(_NOBODY if known is None else known.digest, presented)
+    if known is None or not matches or known.disabled:
+        return None
+    if not known.not_before <= now < known.expires:
+        raise KeyExpired(key_id=known.caller.key_id)
+    return known.caller
 
 
 class KeyFile:
@@ -139,22 +143,14 @@ class KeyFile:
     ) -> None:
         """`changed` is told after the keys have. Raises SettingsError, a line for every mistake in the file."""
         self._clock = clock
-        self._keys: Mapping[str, _Key] = {}
+        self._keys: Mapping[str, Key] = {}
         self._changed: Callable[[], None] = lambda: None
         self._file = ReloadedFile(path, what="key file", read=_read, use=self._use)
         self._changed = changed
 
     def __call__(self, key: str) -> Caller | None:
-        """The caller of a key. Raises KeyExpired for who has the secret, and no right to it now."""
-        parts = key.split("_", 2)
-        known = self._keys.get(parts[1]) if len(parts) == 3 and parts[0] == "hr" else None  # noqa: PLR2004  the form
-        presented = hashlib.sha256(parts[-1].encode("utf-8", "surrogatepass")).digest()
-        matches = hmac.compare_digest(_NOBODY if known is None else known.digest, presented)
-        if known is None or not matches or known.disabled:
-            return None
-        if not known.not_before <= self._clock() < known.expires:
-            raise KeyExpired(key_id=known.caller.key_id)
-        return known.caller
+        """The caller of a key. Raises KeyExpired; see `owner`."""
+        return owner(key, self._keys, self._clock())
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -167,7 +163,7 @@ class KeyFile:
         """Read the file again if it changed."""
         await self._file.look()
 
-    def _use(self, keys: Mapping[str, _Key]) -> None:
+    def _use(self, keys: Mapping[str, Key]) -> None:
         self._keys = keys
         self._changed()
 
@@ -189,14 +185,14 @@ class DevelopmentKey:
         return self._caller if hmac.compare_digest(self._digest, presented) else None
 
 
-def _read(path: Path) -> Mapping[str, _Key]:
+def _read(path: Path) -> Mapping[str, Key]:
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as exc:
         raise SettingsError(f"{path}: cannot be read as TOML: {str(exc) or type(exc).__name__}") from None
     tables = document.pop("keys", None)
     problems = [f"{name}: no such entry, only [keys.<id>] tables are known" for name in document]
-    keys: dict[str, _Key] = {}
+    keys: dict[str, Key] = {}
     if not isinstance(tables, dict) or not tables:
         problems.append("no keys: add a [keys.<id>] table, else nobody can call")
     else:
@@ -204,7 +200,7 @@ def _read(path: Path) -> Mapping[str, _Key]:
             mistakes = _mistakes(key_id, table)
             problems += [f"keys.{key_id}: {mistake}" for mistake in mistakes]
             if not mistakes:
-                keys[key_id] = _Key(
+                keys[key_id] = Key(
                     digest=bytes.fromhex(table["secret_sha256"]),
                     caller=Caller(table["tenant"], key_id, frozenset(table.get("roles", ()))),
                     not_before=table["not_before"].timestamp() if "not_before" in table else -math.inf,

@@ -16,8 +16,9 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from gateway.admission import Admission
+from gateway.admission import Admission, Gate
 from gateway.calls import Call, WaitingCalls, log_refusal
+from gateway.compression import is_packed, unpacked
 from gateway.errors import (
     AnswerTooLarge,
     DeadlineExceeded,
@@ -39,10 +40,11 @@ from gateway.identity import Caller
 from gateway.placement import any_partition, least_loaded, partition
 from gateway.registry import Model, Registry
 from gateway.routing_fields import routing_fields
-from gateway.status import abort, rate_metadata, unforeseen
+from gateway.status import abort, quota_metadata, rate_metadata, unforeseen
 from headrace.bus.envelope import envelope_base
 from headrace.bus.protocols import AnswerHub, Failure, LogError, RequestPublisher, RouterKey, TopicPartition
 from headrace.bus.topics import UnnameableModelError, request_topic
+from headrace.bus.usage import UsageMeter
 from headrace.bus.v1.envelope_pb2 import METHOD_MODEL_INFER, Envelope
 from headrace.bus.v1.reply_pb2 import ModelServerStatus
 
@@ -124,7 +126,9 @@ class ModelInfer:
         publisher: RequestPublisher,
         hub: AnswerHub,
         admission: Admission,
+        usage: UsageMeter,
     ) -> None:
+        self._usage = usage
         self._admission = admission
         self._terms = terms
         self._registry = registry
@@ -155,6 +159,8 @@ class ModelInfer:
     async def _answer(self, caller: Caller, prove: Proof, base: bytes, request: bytes, context: Context) -> bytes:
         call_id = self._call_ids()
         try:
+            if is_packed(request):
+                request = await unpacked(request, self._terms.max_message_bytes)
             prove(context)
             outcome = await self._admitted(caller, call_id, base, request, context)
         except Refusal as refusal:
@@ -182,15 +188,32 @@ class ModelInfer:
         if model is None or gate is None:
             raise self._admission.unseen(caller, self._unknown(name), method=METHOD, call_id=call_id)
         self._admission.enter(gate, caller, name, len(request), method=METHOD, call_id=call_id)
+        answered: int | None = None
         try:
             outcome = await self._run(model, call_id, base, request, context)
+            answer_bytes = len(outcome) if isinstance(outcome, bytes) else 0
+            answered = len(request) + answer_bytes
         finally:
-            self._admission.leave(gate)
-        if gate.calls and isinstance(outcome, bytes):
-            left = self._admission.left(gate)
-            if left is not None:
-                context.set_trailing_metadata(rate_metadata(left))
+            self._admission.leave(gate, answered_bytes=answered)
+        self._usage.add(
+            caller.tenant,
+            name,
+            key_id=caller.key_id,
+            calls=1,
+            request_bytes=len(request),
+            response_bytes=answer_bytes,
+        )
+        if (gate.calls or gate.account is not None) and isinstance(outcome, bytes):
+            context.set_trailing_metadata(self._told(gate))
         return outcome
+
+    def _told(self, gate: Gate) -> tuple[tuple[str, str], ...]:
+        """What the caller is told of what is left."""
+        left = self._admission.left(gate)
+        told = () if left is None else rate_metadata(left)
+        if gate.account is not None:
+            told += quota_metadata(self._admission.quotas_left(gate.account))
+        return told
 
     async def _run(
         self, model: Model, call_id: bytes, base: bytes, request: bytes, context: Context

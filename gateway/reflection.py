@@ -14,8 +14,9 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.protobuf.message import DecodeError
 from grpc_reflection.v1alpha import reflection_pb2 as reflection
 
-from gateway.errors import RequestMalformed
+from gateway.errors import Refusal, RequestMalformed, RequestSlow
 from gateway.status import Context, Handler, abort
+from gateway.strangers import Anteroom
 
 T = TypeVar("T")
 
@@ -23,15 +24,22 @@ V1 = "grpc.reflection.v1.ServerReflection"
 V1_ALPHA = "grpc.reflection.v1alpha.ServerReflection"
 
 _V1_FILE = "grpc/reflection/v1/reflection.proto"
+_PLACES = 8
+"""For streams at a time: who reads no answers keeps one, and what gRPC took of its stream."""
 
 
 class Reflection:
-    """Tells which services there are and what their messages look like. Open to anyone: it is all public knowledge."""
+    """Tells which services there are and what their messages look like.
+
+    Open to anyone, since it is all public knowledge; so who asks is read as a stranger, and a stream is not kept open
+    for who has nothing to ask.
+    """
 
     def __init__(self, services: Iterable[str]) -> None:
         """Services are full names whose descriptors are in protobuf's default pool; reflection adds itself."""
         self._services = sorted({*services, V1, V1_ALPHA})
         self._pools = (descriptor_pool.Default(), _v1_pool())
+        self._anteroom = Anteroom(places=_PLACES)
 
     def generic_handlers(self) -> tuple[grpc.GenericRpcHandler, ...]:
         """Both versions of the service, to be added to a server."""
@@ -83,15 +91,25 @@ class Reflection:
         raise KeyError
 
     def _handler(self) -> Handler:
-        async def answer_each(requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
-            async for request in requests:
-                try:
-                    question = reflection.ServerReflectionRequest.FromString(request)
-                except DecodeError:
-                    await abort(context, RequestMalformed())
-                yield self.answer(question).SerializeToString()
+        async def answer_each(_: AsyncIterator[bytes], context: Context) -> None:
+            is_answered = False
+            try:
+                async with self._anteroom.place() as place:
+                    while (request := await place.read(context)) is not None:
+                        await context.write(self.answer(_question(request)).SerializeToString())
+                        is_answered = True
+            except Refusal as refusal:
+                if not (is_answered and isinstance(refusal, RequestSlow)):
+                    await abort(context, refusal)
 
         return grpc.stream_stream_rpc_method_handler(answer_each)
+
+
+def _question(request: bytes) -> reflection.ServerReflectionRequest:
+    try:
+        return reflection.ServerReflectionRequest.FromString(request)
+    except DecodeError:
+        raise RequestMalformed from None
 
 
 def _symbol_file(pool: descriptor_pool.DescriptorPool, symbol: str) -> FileDescriptor:

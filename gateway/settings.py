@@ -3,14 +3,15 @@
 from collections.abc import Mapping
 from contextlib import suppress
 from ipaddress import ip_address
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self, get_args
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, model_validator
 
 from headrace.bus.settings import MEBIBYTE, KafkaSettings, PoolSettings, ReplyTrustSettings, TopicSettings
 from headrace.runtime.settings import Port, ProcessSettings, ReadableFile, Section
-from headrace.runtime.tls import check_certificate
+from headrace.runtime.tls import check_authority, check_certificate
+from headrace.store.settings import DatabaseSettings
 
 
 class GrpcSettings(Section):
@@ -20,6 +21,9 @@ class GrpcSettings(Section):
     port: Port = 8001
     tls_certificate_file: ReadableFile | None = None
     tls_key_file: ReadableFile | None = None
+    tls_client_ca_file: ReadableFile | None = None
+    """The authorities of callers' certificates. Set: nobody connects without a certificate that they signed, and the
+    policy may say whose it is."""
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -27,6 +31,10 @@ class GrpcSettings(Section):
             raise ValueError("tls_certificate_file and tls_key_file go together")
         if self.tls_certificate_file is not None and self.tls_key_file is not None:
             check_certificate(self.tls_certificate_file, self.tls_key_file)
+        if self.tls_client_ca_file is not None:
+            if self.tls_certificate_file is None:
+                raise ValueError("tls_client_ca_file needs tls_certificate_file and tls_key_file beside it")
+            check_authority(self.tls_client_ca_file)
         return self
 
 
@@ -56,6 +64,7 @@ Algorithm = Literal[
     "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"
 ]  # only signatures: what checks one can't make one
 Role = Literal["admin", "observer", "user"]
+Provider = Literal["key_file", "database", "development_key", "tokens", "certificate"]
 
 
 def _trustworthy(url: str) -> str:
@@ -71,7 +80,10 @@ def _trustworthy(url: str) -> str:
 
 
 class TokenIssuerSettings(Section):
-    """An identity provider whose tokens are taken for keys."""
+    """An identity provider whose tokens (JWT, as OpenID Connect has them) are taken beside keys.
+
+    There may be several, each by a name of your choice.
+    """
 
     issuer: Annotated[str, Field(min_length=1)]
     """What its tokens say in `iss`, to the letter."""
@@ -107,20 +119,37 @@ class TokenIssuerSettings(Section):
         return self
 
 
+_IssuerName = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")]
+
+
 class IdentitySettings(Section):
-    """Who may call."""
+    """Who may call. Something of this, a database, or an authority of callers' certificates must be set."""
 
     key_file: ReadableFile | None = None
     """API keys as hashes, TOML, read again when it changes; `headrace keys new` prints an entry."""
     development_key_file: ReadableFile | None = None
     """One key in clear text, any text, with the admin role: for a laptop."""
-    token_issuer: TokenIssuerSettings | None = None
-    """An identity provider whose tokens (JWT, as OpenID Connect has them) are taken beside keys."""
+    token_issuers: dict[_IssuerName, TokenIssuerSettings] = Field(default_factory=dict)
+    """Identity providers, by name."""
+    order: tuple[Provider, ...] = get_args(Provider)
+    """Who is asked first; the first one that knows a credential counts. Those that are set must be named, each once."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _renamed(cls, stated: object) -> object:
+        if isinstance(stated, dict) and "token_issuer" in stated:
+            raise ValueError(
+                "TOKEN_ISSUER__… is TOKEN_ISSUERS__<NAME>__… now, with a name of your choice: there may be several"
+            )
+        return stated
 
     @model_validator(mode="after")
-    def _some(self) -> Self:
-        if self.key_file is None and self.development_key_file is None and self.token_issuer is None:
-            raise ValueError("set key_file (or token_issuer, or development_key_file): without them nobody can call")
+    def _unambiguous(self) -> Self:
+        issuers = [each.issuer for each in self.token_issuers.values()]
+        if len(set(issuers)) != len(issuers):
+            raise ValueError("two of token_issuers have the same issuer")
+        if len(set(self.order)) != len(self.order):
+            raise ValueError("order names a provider twice")
         return self
 
 
@@ -196,7 +225,7 @@ class GatewaySection(Section):
     grpc: GrpcSettings = GrpcSettings()
     reply: ReplySettings
     admin: AdminSettings = AdminSettings()
-    identity: IdentitySettings
+    identity: IdentitySettings = IdentitySettings()
     policy_file: ReadableFile | None = None
     """What each tenant may call and use, YAML, read again when it changes. Unset: who has a key may call everything."""
     shared_limits: SharedLimitSettings = SharedLimitSettings()
@@ -219,5 +248,27 @@ class GatewaySettings(ProcessSettings):
     kafka: KafkaSettings = KafkaSettings()
     topics: TopicSettings = TopicSettings()
     pool: PoolSettings = PoolSettings()
+    database: DatabaseSettings = DatabaseSettings()
     reply_trust: ReplyTrustSettings
     gateway: GatewaySection
+
+    @model_validator(mode="after")
+    def _callable(self) -> Self:
+        identity = self.gateway.identity
+        settings: dict[Provider, object] = {
+            "key_file": identity.key_file,
+            "database": self.database.url,
+            "development_key": identity.development_key_file,
+            "tokens": identity.token_issuers,
+            "certificate": self.gateway.grpc.tls_client_ca_file,
+        }
+        asked = [provider for provider, setting in settings.items() if setting]
+        unnamed = [provider for provider in asked if provider not in identity.order]
+        if unnamed:
+            raise ValueError(f"HEADRACE_GATEWAY__IDENTITY__ORDER leaves out what is set: {', '.join(unnamed)}")
+        if not asked:
+            raise ValueError(
+                "set HEADRACE_GATEWAY__IDENTITY__KEY_FILE (or HEADRACE_DATABASE__URL, or another of"
+                " HEADRACE_GATEWAY__IDENTITY__…): without them nobody can call"
+            )
+        return self

@@ -5,7 +5,7 @@ The only module that maps domain errors to gRPC. What Triton itself answered doe
 
 import logging
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import aclosing
 from typing import Any, NoReturn, TypeAlias, TypeVar
 
@@ -16,15 +16,21 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, QuotaFailure, Re
 from google.rpc.status_pb2 import Status
 
 from gateway import errors
+from gateway.compression import unpacked
 from gateway.errors import Internal, Limited, MethodUnknown, Refusal, RequestInvalid, RequestMalformed
+from gateway.quotas import Left
 
 log = logging.getLogger(__name__)
 
 Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
 Context = grpc.aio.ServicerContext[Any, Any]
+Read = Callable[[Context], Awaitable[bytes]]
+"""Brings the request of a call that has one. Raises refusals."""
 Handler: TypeAlias = "grpc.RpcMethodHandler[bytes, bytes]"  # grpc's class is generic for type checkers only
 
+MOST_UNPACKED_BYTES = 1 << 20
+"""Of a compressed request, where nothing else is said."""
 DOMAIN = "headrace"
 DETAILS_KEY = "grpc-status-details-bin"
 
@@ -89,6 +95,18 @@ def rate_metadata(left: tuple[int, int, int]) -> tuple[tuple[str, str], ...]:
     )
 
 
+def quota_metadata(left: Iterable[Left]) -> tuple[tuple[str, str], ...]:
+    """How a caller is told what is left of its quotas: each with what remains, and seconds until it begins anew.
+
+    One entry, for example `calls_per_day;limit=100;remaining=93;reset=3600, bytes_per_month;…`.
+    """
+    told = (
+        f"{each.name};limit={each.limit:.15g};remaining={each.remaining:.15g};reset={each.reset_seconds}"
+        for each in left
+    )
+    return (("x-quota", ", ".join(told)),)
+
+
 def unforeseen(exc: BaseException, *, method: str, call_id: str | None = None) -> Internal:
     """Log, once, what nobody foresaw; the refusal that the caller gets names the call and no internals."""
     call_id = call_id or secrets.token_hex(16)
@@ -101,45 +119,70 @@ def unforeseen(exc: BaseException, *, method: str, call_id: str | None = None) -
 
 
 def unary(
-    method: str, request_class: type[Request], respond: Callable[[Request, Context], Awaitable[Response]]
+    method: str,
+    request_class: type[Request],
+    respond: Callable[[Request, Context], Awaitable[Response]],
+    *,
+    read: Read | None = None,
 ) -> Handler:
     """A unary method whose refusals, and whatever else it raises, become statuses. Cancellation passes through.
 
-    The request is parsed here and not by gRPC, which has no better word than INTERNAL for a malformed one.
+    The request is parsed here and not by gRPC, which has no better word than INTERNAL for a malformed one. With `read`
+    it is not read by gRPC either.
     """
 
     async def parsed(request: bytes, context: Context) -> bytes:
         return (await respond(_parsed(request_class, request), context)).SerializeToString()
 
-    return unary_bytes(method, parsed)
+    return unary_bytes(method, parsed, read=read)
 
 
-def unary_bytes(method: str, respond: Callable[[bytes, Context], Awaitable[bytes]]) -> Handler:
-    """As `unary`, for a method that passes messages on as they are."""
+def unary_bytes(
+    method: str,
+    respond: Callable[[bytes, Context], Awaitable[bytes]],
+    *,
+    most_bytes: int = MOST_UNPACKED_BYTES,
+    read: Read | None = None,
+) -> Handler:
+    """As `unary`, for a method that passes messages on as they are. A compressed one is unpacked to `most_bytes`."""
 
     async def boundary(request: bytes, context: Context) -> bytes:
         try:
-            return await respond(request, context)
+            return await respond(await unpacked(request, most_bytes), context)
         except Exception as exc:  # noqa: BLE001  the boundary to the caller
             await _ended(context, exc, method)
 
-    return grpc.unary_unary_rpc_method_handler(boundary)
+    if read is None:
+        return grpc.unary_unary_rpc_method_handler(boundary)
+
+    async def reading(_: AsyncIterator[bytes], context: Context) -> bytes:
+        try:
+            return await respond(await read(context), context)
+        except Exception as exc:  # noqa: BLE001  the boundary to the caller
+            await _ended(context, exc, method)
+
+    return grpc.stream_unary_rpc_method_handler(reading)
 
 
 def streamed(
-    method: str, request_class: type[Request], respond: Callable[[Request, Context], AsyncGenerator[Response]]
+    method: str,
+    request_class: type[Request],
+    respond: Callable[[Request, Context], AsyncGenerator[Response]],
+    *,
+    read: Read,
 ) -> Handler:
-    """A method with one request and many responses; the same promise as `unary`."""
+    """A method with one request, which `read` brings, and many responses; the same promise as `unary`."""
 
-    async def boundary(request: bytes, context: Context) -> AsyncIterator[bytes]:
+    async def boundary(_: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
         try:
-            async with aclosing(respond(_parsed(request_class, request), context)) as responses:
+            request = _parsed(request_class, await read(context))
+            async with aclosing(respond(request, context)) as responses:
                 async for response in responses:
                     yield response.SerializeToString()
         except Exception as exc:  # noqa: BLE001  the boundary to the caller
             await _ended(context, exc, method)
 
-    return grpc.unary_stream_rpc_method_handler(boundary)
+    return grpc.stream_stream_rpc_method_handler(boundary)
 
 
 class UnknownMethods(grpc.GenericRpcHandler):

@@ -15,10 +15,21 @@ from headrace.bus.answers.links import GrpcAnswerLinks, LinkTerms
 from headrace.bus.answers.whereabouts import Whereabouts
 from headrace.bus.answers.wire import Trust
 from headrace.bus.beacon import Beacon
-from headrace.bus.control import KafkaAnnouncements, TopicMissingError, Topics, until_announcements
+from headrace.bus.control import KafkaAnnouncements, KafkaUsage, TopicMissingError, Topics, until_own_topics
 from headrace.bus.log import KafkaConsumer
-from headrace.bus.protocols import Failure, Link, LogUnavailableError, Outcome, Record, RouterKey, TopicPartition
-from headrace.bus.topics import consumer_group
+from headrace.bus.protocols import (
+    Failure,
+    Link,
+    LogError,
+    LogUnavailableError,
+    Outcome,
+    Record,
+    RouterKey,
+    TopicPartition,
+    UsageLog,
+)
+from headrace.bus.topics import consumer_group, model_of
+from headrace.bus.usage import UsageMeter
 from headrace.runtime import logs
 from headrace.runtime.admin_http import Readiness, admin_http
 from headrace.runtime.lifecycle import Background, Unstartable, serve_until, unless
@@ -78,8 +89,13 @@ class Router:
         )
         self._triton_lost = asyncio.Event()
         self._given_back = asyncio.Event()
+        self._usage = UsageMeter(f"router/{self._pool}/{self.key.id}/{self.key.incarnation:016x}")
+        self._models: dict[str, str] = {}
         self._intake = Intake(
-            triton=self._triton, max_waiting_bytes=own.window.waiting_bytes, triton_lost=self._triton_lost.set
+            triton=self._triton,
+            max_waiting_bytes=own.window.waiting_bytes,
+            triton_lost=self._triton_lost.set,
+            used=self._count,
         )
         self._links = GrpcAnswerLinks(
             terms=LinkTerms(
@@ -131,7 +147,8 @@ class Router:
         if not await unless(stop, self._broker_ready()):
             return
         await enter(self._announcements)
-        owned.push_async_callback(self._goodbye)
+        usage_log = await enter(KafkaUsage(self._settings.kafka, client_id=self._client_id))
+        owned.push_async_callback(self._last_words, usage_log)
         await enter(self._links)
         await enter(self.consumer)
         self._intake.connect(self.consumer, self._links)
@@ -145,11 +162,12 @@ class Router:
         spawn("topics", self._request_topics.keep())
         spawn("triton-lost", self._look_after_losses())
         spawn("restore", self._restore())
+        spawn("usage", self._usage.keep(usage_log))
         spawn("clock", self._tick())
 
     async def _broker_ready(self) -> None:
         try:
-            await until_announcements(self._settings.kafka, self._topics, self._client_id)
+            await until_own_topics(self._settings.kafka, self._topics, self._client_id)
         except TopicMissingError as exc:
             raise Unstartable(str(exc)) from None
 
@@ -183,6 +201,23 @@ class Router:
                 await self._links.flush()
         except TimeoutError:
             _log.warning("answers were not taken", extra={"event": "answers_cut"})
+
+    def _count(self, tenant: str, topic: str, seconds: float) -> None:
+        model = self._models.get(topic)
+        if model is None:
+            model = self._models[topic] = model_of(topic, self._pool, "interactive") or topic
+        self._usage.add(tenant, model, model_micros=round(seconds * 1e6))
+
+    async def _last_words(self, usage_log: UsageLog) -> None:
+        """Together, so that a log that is away holds up the end once."""
+        await asyncio.gather(self._last_usage(usage_log), self._goodbye())
+
+    async def _last_usage(self, usage_log: UsageLog) -> None:
+        try:
+            async with asyncio.timeout(_FLUSH_SECONDS):
+                await self._usage.flush(usage_log)
+        except (TimeoutError, LogError):
+            _log.warning("the last usage was not published: the log is away", extra={"event": "usage_lost"})
 
     async def _goodbye(self) -> None:
         try:

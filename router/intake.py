@@ -34,6 +34,9 @@ _AMPLE_ROOM = 64
 """With so much room said, the log is not waiting for more: every batch says it anew anyway."""
 _log = logging.getLogger(__name__)
 
+Used = Callable[[str, str, float], None]
+"""Told of every call that was with the model server: the tenant, the topic, and for how many seconds."""
+
 
 class RunsCalls(Protocol):
     """What the intake asks of the model server."""
@@ -47,12 +50,20 @@ class Intake:
     """Everything between the request log and Triton; see IntakeEvents for what it hears of the log."""
 
     def __init__(
-        self, *, triton: RunsCalls, max_waiting_bytes: int, triton_lost: Callable[[], None] = lambda: None
+        self,
+        *,
+        triton: RunsCalls,
+        max_waiting_bytes: int,
+        triton_lost: Callable[[], None] = lambda: None,
+        used: Used = lambda *_: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`triton_lost` is told that a call did not reach the model server; `release` is awaited from then on."""
         self._triton_lost = triton_lost
         self._loop = asyncio.get_running_loop()  # asked once: on Python 3.11 each question is a system call
         self._triton = triton
+        self._used = used
+        self._clock = clock
         self._max_waiting_bytes = max_waiting_bytes
         self._lanes: dict[str, Lane] = {}
         self._offered: set[str] = set()
@@ -291,6 +302,7 @@ class Intake:
         self._quiet.clear()
 
     async def _run(self, lane: Lane, payload: bytes, envelope: Envelope, link: Link, seconds: float) -> None:
+        began = self._clock()
         try:
             outcome: Outcome = await self._triton.infer(payload, envelope.metadata, seconds)
             if outcome is Failure.TRITON_LOST:
@@ -305,6 +317,7 @@ class Intake:
             _log.exception("a call failed unforeseen", extra={"event": "call_failed_unforeseen"})
             outcome = Failure.INTERNAL
         finally:
+            self._used(envelope.tenant, lane.topic, self._clock() - began)
             self._free(lane, (envelope.call_id, envelope.attempt))
         link.send(envelope.call_id, envelope.attempt, outcome)
         self.ended["answered"] += 1

@@ -6,6 +6,7 @@ import pytest
 
 pytest_plugins = [  # the last one imports from the others, which pytest must load first
     "tests.integration.broker_fixture",
+    "tests.integration.postgres_fixture",
     "tests.integration.redis_fixture",
     "tests.integration.triton_fixture",
     "tests.acceptance.stack_fixture",

@@ -9,20 +9,23 @@ tenants:
     each_key: {calls_per_second: 50}
     by_model:
       "text_*": {concurrency: 4}
+    quotas: {calls_per_day: 10000, model_seconds_per_month: 3600}
+    certificates: ["spiffe://example.org/acme/*", billing.acme.example]
 models:
   simple: {concurrency: 100}
 gateway: {concurrency: 5000}
 """
 
 import re
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from gateway.policy.model import ForModels, Limits, MethodClass, Policy, Priority, Tenant
+from gateway.policy.identities import Claims, listed
+from gateway.policy.model import ForModels, Limits, MethodClass, Policy, Priority, Quotas, Tenant
 from headrace.runtime.settings import SettingsError
 
 _TENANT = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -54,6 +57,7 @@ def _pattern(pattern: str) -> str:
 
 
 _Name = Annotated[str, AfterValidator(_named)]
+_Identity = Annotated[str, AfterValidator(listed)]
 _Pattern = Annotated[str, AfterValidator(_pattern)]
 
 
@@ -78,6 +82,27 @@ class _Limits(_Strict):
         return Limits(**dict(self))
 
 
+_Amount = Annotated[int, Field(ge=1, le=10**15)]
+_Seconds = Annotated[float, Field(ge=1e-3, le=1e9)]
+_Share = Annotated[float, Field(gt=0, le=1)]
+
+
+class _Quotas(_Strict):
+    calls_per_day: _Amount | None = None
+    calls_per_month: _Amount | None = None
+    bytes_per_day: _Amount | None = None
+    bytes_per_month: _Amount | None = None
+    model_seconds_per_day: _Seconds | None = None
+    model_seconds_per_month: _Seconds | None = None
+    warn_at: Annotated[list[_Share], Field(max_length=10)] | None = None
+
+    def made(self) -> Quotas:
+        stated = {name: value for name, value in self if value is not None}
+        if self.warn_at is not None:
+            stated["warn_at"] = tuple(sorted(set(self.warn_at)))
+        return Quotas(**stated)
+
+
 class _Tenant(_Strict):
     models: list[_Pattern]
     allow: list[Literal["infer", "metadata", "admin"]] | None = None
@@ -85,6 +110,8 @@ class _Tenant(_Strict):
     limits: _Limits = _Limits()
     each_key: _Limits = _Limits()
     by_model: dict[_Pattern, _Limits] = {}
+    quotas: _Quotas = _Quotas()
+    certificates: Annotated[list[_Identity], Field(max_length=1000)] = []
 
 
 class _Policy(_Strict):
@@ -108,9 +135,35 @@ def read_policy(text: str) -> Policy:
         for name, each in (stated if isinstance(stated, dict) else {}).items()
         if (tenant := _read(_Tenant, each, ("tenants", name), mistakes)) is not None
     }
+    mistakes += _claimed_twice(tenants)
     if read is None or mistakes:
         raise PolicyError(_told(mistakes, lines))
     return Policy(tenants=tenants, models=_for_models(read.models), gateway=read.gateway.made())
+
+
+def read_grants(text: str) -> dict[str, object]:
+    """What one tenant is granted, as a document of its own: what a policy has below the tenant's name.
+
+    Raises PolicyError.
+    """
+    if len(text) > _LARGEST_BYTES:
+        raise PolicyError(f"a policy has at most {_LARGEST_BYTES} characters")
+    document, lines = _parsed(text)
+    mistakes: list[tuple[At, str]] = []
+    if _read(_Tenant, document, (), mistakes) is None or not isinstance(document, dict):
+        raise PolicyError(_told(mistakes, lines))
+    return document
+
+
+def read_tenant(name: str, grants: object) -> Tenant:
+    """Read what one tenant is granted, as a policy has it below the tenant's name. Raises PolicyError."""
+    mistakes: list[tuple[At, str]] = []
+    read = _read(_Tenant, grants, (), mistakes)
+    if not _TENANT.fullmatch(name):
+        mistakes.insert(0, ((), "a tenant's name has 1 to 128 of A-Z a-z 0-9 . _ -"))
+    if read is None or mistakes:
+        raise PolicyError("\n".join(f"{'.'.join(map(str, at)) or name}: {text}" for at, text in mistakes))
+    return _tenant(name, read)
 
 
 def _read(kind: type[_Read], stated: object, at: At, mistakes: list[tuple[At, str]]) -> _Read | None:
@@ -123,6 +176,16 @@ def _read(kind: type[_Read], stated: object, at: At, mistakes: list[tuple[At, st
         return None
 
 
+def _claimed_twice(tenants: Mapping[str, Tenant]) -> Iterator[tuple[At, str]]:
+    claiming = {name: tenant.certificates for name, tenant in tenants.items() if tenant.certificates}
+    claims = Claims(claiming)
+    for name, identities in claiming.items():
+        for number, identity in enumerate(identities):
+            other = claims.overlaps(name, identity)
+            if other is not None:
+                yield ("tenants", name, "certificates", number), f"tenant {other} claims this already"
+
+
 def _tenant(name: str, read: _Tenant) -> Tenant:
     granted = {} if read.allow is None else {"allow": frozenset(map(MethodClass, read.allow))}
     return Tenant(
@@ -132,6 +195,8 @@ def _tenant(name: str, read: _Tenant) -> Tenant:
         limits=read.limits.made(),
         each_key=read.each_key.made(),
         by_model=_for_models(read.by_model),
+        quotas=read.quotas.made(),
+        certificates=tuple(read.certificates),
         **granted,
     )
 

@@ -49,6 +49,26 @@ NO_LIMITS = Limits()
 
 
 @dataclass(frozen=True, slots=True)
+class Quotas:
+    """How much a tenant may use in a day or a month, UTC; None is no quota."""
+
+    calls_per_day: int | None = None
+    calls_per_month: int | None = None
+    """Calls that were answered."""
+    bytes_per_day: int | None = None
+    bytes_per_month: int | None = None
+    """Of requests and answers."""
+    model_seconds_per_day: float | None = None
+    model_seconds_per_month: float | None = None
+    """How long calls were with a model server, its own queue included."""
+    warn_at: tuple[float, ...] = (0.8,)
+    """Shares of a quota that are told in the log when they are reached."""
+
+
+NO_QUOTAS = Quotas()
+
+
+@dataclass(frozen=True, slots=True)
 class ForModels:
     """Limits of the models whose names match a pattern: all of them together, or each by itself."""
 
@@ -70,6 +90,10 @@ class Tenant:
     each_key: Limits = NO_LIMITS
     by_model: tuple[ForModels, ...] = ()
     """Of its calls to the models that match, together."""
+    quotas: Quotas = NO_QUOTAS
+    """Of all its calls together."""
+    certificates: tuple[str, ...] = ()
+    """Whose certificates stand for it; see `identities`."""
 
     @property
     def sees_all(self) -> bool:

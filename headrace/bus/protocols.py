@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 from headrace.bus.v1 import reply_pb2
 from headrace.bus.v1.announcement_pb2 import Announcement
 from headrace.bus.v1.reply_pb2 import ModelServerStatus
+from headrace.bus.v1.usage_pb2 import UsageReport
 
 
 class TopicPartition(NamedTuple):
@@ -261,5 +262,38 @@ class AnnouncementLog(Protocol):
         """All that holds, oldest first, then all that comes. None is said once: when the reader has caught up.
 
         Survives an absent broker by waiting for it.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class UsageBatch:
+    """Reports that follow each other in the usage topic."""
+
+    first_offset: int
+    """Where it begins: where the one before ended, except after a gap."""
+    next_offset: int
+    reports: Sequence[UsageReport]
+    malformed: int = 0
+    """Records in it that are no reports."""
+    behind: int = 0
+    """Records that follow it already."""
+
+
+class UsageLog(Protocol):
+    """The usage topic."""
+
+    async def publish(self, report: UsageReport) -> None:
+        """Return when the broker has the report. Raises LogUnavailableError; the broker may have it all the same.
+
+        Raises RecordTooLargeError where trying again is of no use.
+        """
+        ...
+
+    def read(self, offset: int | None) -> AsyncIterator[UsageBatch]:
+        """What was published, from an offset on, or from the start; and what comes.
+
+        Where the topic does not have that offset any more, or not yet, reading begins at its start. Survives an absent
+        broker by waiting for it.
         """
         ...

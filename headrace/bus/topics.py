@@ -11,11 +11,14 @@ from typing import Literal
 Lane = Literal["interactive", "batch"]
 
 ANNOUNCEMENTS_TOPIC = "headrace.announcements"
+USAGE_TOPIC = "headrace.usage"
 MAX_TOPIC_LENGTH = 249
 ENVELOPE_ROOM_BYTES = 1 << 20
 """What a record may hold beside the request: envelope, key, framing. Kafka's limits are raised by this much."""
 LARGEST_ANNOUNCEMENT_BYTES = 2 << 20
 """A description with a very large model config, and what stands beside it."""
+LARGEST_USAGE_BYTES = 1 << 20
+"""A report; what is more goes into the next one."""
 
 _PLAIN = re.compile(r"[A-Za-z0-9_]+|.", re.DOTALL)
 _ENCODED = re.compile(r"[A-Za-z0-9_]+|--|(?:-[0-9A-F]{2})+")

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from headrace.cli import calls, keys, machine, policy, processes, up
+from headrace.cli import calls, database, keys, machine, policy, processes, tenants, up, usage
 
 app = typer.Typer(
     name="headrace",
@@ -22,7 +22,10 @@ up.register(app)
 calls.register(app)
 processes.register(app)
 machine.register(app)
+usage.register(app)
+app.add_typer(tenants.app, name="tenants")
 app.add_typer(keys.app, name="keys")
+app.add_typer(database.app, name="database")
 app.add_typer(policy.policy, name="policy")
 app.add_typer(policy.limits, name="limits")
 

@@ -1,35 +1,294 @@
-"""`headrace keys`."""
+"""`headrace keys`: API keys in the database, and for the gateway's key file."""
 
+import json
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from headrace.cli.common import USAGE, fail
-from headrace.local.keys import KeyRequestError, new_key
+from headrace.cli.common import USAGE, AsJson, StateDir, fail
+from headrace.cli.stores import Database, opened
+from headrace.cli.table import table
+from headrace.local.keys import KeyRequestError, NewKey, new_key
 
-app = typer.Typer(no_args_is_help=True, help="API keys for the gateway's key file.")
+if TYPE_CHECKING:  # slow to import
+    from sqlalchemy import Connection
+
+    from headrace.store.keys import StoredKey
+
+app = typer.Typer(no_args_is_help=True, help="API keys, in the database or for a key file.")
+
+Id = Annotated[str, typer.Argument(metavar="ID", help="The key's public name: what stands between `hr_` and `_`.")]
+NewId = Annotated[str | None, typer.Option("--id", help="The key's public name. [default: random]", show_default=False)]
+Admin = Annotated[bool, typer.Option("--admin", help="May load and unload models.")]
+Observer = Annotated[bool, typer.Option("--observer", help="May ask what there is, and run nothing.")]
+Days = Annotated[
+    float | None,
+    typer.Option(metavar="N", min=0.001, help="How long it is valid. [default: ever]", show_default=False),
+]
 
 
 @app.callback()
 def _group() -> None:
-    """API keys for the gateway's key file."""
+    """API keys, in the database or for a key file.
+
+    A key is shown once, when it is made; what is kept is its hash. Gateways take a change within a second.
+    """
+
+
+@app.command(name="create")
+def _create(
+    *,
+    tenant: Annotated[str, typer.Argument(metavar="TENANT", help="Whose key it is.")],
+    key_id: NewId = None,
+    admin: Admin = False,
+    observer: Observer = False,
+    days: Days = None,
+    database: Database = None,
+    state_dir: StateDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a key in the database and print it: it is not shown again.
+
+    For example:
+
+        headrace keys create acme
+
+        headrace keys create platform --id ops-1 --admin --days 90
+    """
+    from headrace.store.tenants import tenant as known_tenant  # noqa: PLC0415  slow to import
+
+    made = _made(tenant, key_id, _roles(admin=admin, observer=observer), _expiry(days))
+    with opened(database, state_dir) as store, store.transaction() as connection:
+        _add(connection, made, tenant, _roles(admin=admin, observer=observer), _expiry(days))
+        known = known_tenant(connection, tenant) is not None
+    if not known:
+        typer.echo(f"headrace: the database has no tenant {tenant}: the key works where a policy file has it", err=True)
+    _tell(made, tenant, as_json=as_json)
+
+
+@app.command(name="list")
+def _list(
+    *,
+    tenant: Annotated[
+        str | None, typer.Argument(metavar="TENANT", help="Whose keys. [default: everybody's]", show_default=False)
+    ] = None,
+    database: Database = None,
+    state_dir: StateDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show keys of the database: whose they are, how they stand, and when they were last used.
+
+    A call that is answered is a use, told some seconds later.
+
+    For example:
+
+        headrace keys list acme
+
+        headrace keys list --json | jq -r '.[] | select(.last_used_at == null) | .id'
+    """
+    from headrace.store.keys import keys_of  # noqa: PLC0415  slow to import
+
+    with opened(database, state_dir) as store, store.transaction() as connection:
+        found = keys_of(connection, tenant)
+    if as_json:
+        typer.echo(json.dumps([_as_json(each) for each in found], indent=1))
+        return
+    rows = [
+        (
+            each.id,
+            each.tenant,
+            " ".join(each.roles) or "user",
+            _standing(each),
+            _minute(each.expires),
+            _minute(each.last_used_at),
+        )
+        for each in found
+    ]
+    typer.echo(table(("KEY", "TENANT", "ROLES", "STATE", "EXPIRES (UTC)", "LAST USED (UTC)"), rows))
+
+
+@app.command(name="show")
+def _show(key_id: Id, database: Database = None, state_dir: StateDir = None, as_json: AsJson = False) -> None:
+    """Show one key of the database, without its secret, which nobody has.
+
+    For example:
+
+        headrace keys show ops-1
+    """
+    with opened(database, state_dir) as store, store.transaction() as connection:
+        facts = _as_json(_known(connection, key_id))
+    if as_json:
+        typer.echo(json.dumps(facts, indent=1))
+        return
+    rows = [(name.replace("_", " "), _plain(value)) for name, value in facts.items()]
+    typer.echo(table(("KEY", ""), rows))
+
+
+@app.command(name="disable")
+def _disable(key_id: Id, database: Database = None, state_dir: StateDir = None) -> None:
+    """Refuse a key, within a second.
+
+    For example:
+
+        headrace keys disable ops-1
+    """
+    _switch(key_id, database, state_dir, disabled=True)
+
+
+@app.command(name="enable")
+def _enable(key_id: Id, database: Database = None, state_dir: StateDir = None) -> None:
+    """Take a disabled key again.
+
+    For example:
+
+        headrace keys enable ops-1
+    """
+    _switch(key_id, database, state_dir, disabled=False)
+
+
+@app.command(name="rotate")
+def _rotate(
+    *,
+    key_id: Id,
+    new_id: NewId = None,
+    hours: Annotated[
+        float, typer.Option("--hours", metavar="N", min=0, help="How long the old key goes on being taken.")
+    ] = 24.0,
+    days: Days = None,
+    database: Database = None,
+    state_dir: StateDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a key that takes another's place, and let the old one expire.
+
+    The new one has the tenant and the roles of the old one.
+
+    For example:
+
+        headrace keys rotate ops-1 --hours 48
+    """
+    from headrace.store.keys import set_key_expiry  # noqa: PLC0415  slow to import
+
+    with opened(database, state_dir) as store, store.transaction() as connection:
+        old = _known(connection, key_id)
+        made = _made(old.tenant, new_id, old.roles, _expiry(days))
+        _add(connection, made, old.tenant, old.roles, _expiry(days))
+        now = datetime.now(UTC)
+        ends = now + timedelta(hours=hours)
+        if old.expires is None or ends < old.expires:
+            set_key_expiry(connection, key_id, ends, now=now)
+        else:
+            ends = old.expires
+    typer.echo(f"{key_id} is taken until {ends:%Y-%m-%d %H:%M} UTC", err=True)
+    _tell(made, old.tenant, as_json=as_json)
+
+
+def _switch(key_id: str, database: str | None, state_dir: Path | None, *, disabled: bool) -> None:
+    from headrace.store.keys import set_key_disabled  # noqa: PLC0415  slow to import
+
+    with opened(database, state_dir) as store, store.transaction() as connection:
+        _known(connection, key_id)
+        set_key_disabled(connection, key_id, disabled, now=datetime.now(UTC))
+    typer.echo(f"key {key_id} is {'disabled' if disabled else 'enabled'}")
+
+
+def _known(connection: "Connection", key_id: str) -> "StoredKey":
+    from headrace.store.keys import key  # noqa: PLC0415  slow to import
+
+    known = key(connection, key_id)
+    if known is None:
+        fail(f"the database has no key {key_id}; those of a key file are changed there", code=USAGE)
+    return known
+
+
+def _add(
+    connection: "Connection",
+    made: NewKey,
+    tenant: str,
+    roles: Sequence[str],
+    expires: datetime | None,
+) -> None:
+    from headrace.store.keys import create_key  # noqa: PLC0415  slow to import
+    from headrace.store.tenants import AlreadyExistsError  # noqa: PLC0415
+
+    try:
+        create_key(
+            connection,
+            key_id=made.id,
+            tenant=tenant,
+            secret_sha256=made.secret_sha256,
+            roles=tuple(roles),
+            expires=expires,
+            now=datetime.now(UTC),
+        )
+    except AlreadyExistsError:
+        fail(f"there is a key {made.id}: choose another --id", code=USAGE)
+
+
+def _made(tenant: str, key_id: str | None, roles: Sequence[str], expires: datetime | None) -> NewKey:
+    try:
+        return new_key(tenant=tenant, key_id=key_id, roles=roles, expires=expires)
+    except KeyRequestError as exc:
+        fail(str(exc), code=USAGE)
+
+
+def _roles(*, admin: bool, observer: bool) -> list[str]:
+    return [role for role, wanted in (("admin", admin), ("observer", observer)) if wanted]
+
+
+def _expiry(days: float | None) -> datetime | None:
+    return None if days is None else datetime.now(UTC) + timedelta(days=days)
+
+
+def _tell(made: NewKey, tenant: str, *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps({"id": made.id, "tenant": tenant, "key": made.key}))
+    else:
+        typer.echo("The key, shown only now:", err=True)
+        typer.echo(made.key)
+
+
+def _standing(key: "StoredKey") -> str:
+    now = datetime.now(UTC)
+    if key.disabled:
+        return "disabled"
+    if key.expires is not None and key.expires <= now:
+        return "expired"
+    return "not yet valid" if key.not_before is not None and now < key.not_before else "active"
+
+
+def _minute(moment: datetime | None) -> str:
+    return "-" if moment is None else f"{moment:%Y-%m-%d %H:%M}"
+
+
+def _plain(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else "-" if value is None else str(value)
+
+
+def _as_json(key: "StoredKey") -> dict[str, object]:  # Any: its module is slow to import
+    moments = {name: getattr(key, name) for name in ("not_before", "expires", "created_at", "last_used_at")}
+    return {
+        "id": key.id,
+        "tenant": key.tenant,
+        "roles": list(key.roles) or ["user"],
+        "state": _standing(key),
+        **{name: None if moment is None else moment.isoformat() for name, moment in moments.items()},
+    }
 
 
 @app.command(name="new")
 def _new(
+    *,
     tenant: Annotated[str, typer.Option(help="Whose key it is.")],
-    key_id: Annotated[
-        str | None, typer.Option("--id", help="The key's public name. [default: random]", show_default=False)
-    ] = None,
-    admin: Annotated[bool, typer.Option("--admin", help="May load and unload models.")] = False,
-    observer: Annotated[bool, typer.Option("--observer", help="May ask what there is, and run nothing.")] = False,
-    days: Annotated[
-        float | None,
-        typer.Option(metavar="N", min=0, help="How long it is valid. [default: ever]", show_default=False),
-    ] = None,
+    key_id: NewId = None,
+    admin: Admin = False,
+    observer: Observer = False,
+    days: Days = None,
 ) -> None:
-    """Make a key: printed once, kept nowhere. The gateway gets only its hash.
+    """Make a key for a key file: printed once, kept nowhere. The gateway gets only its hash.
 
     The key goes to stderr and the entry to stdout, so that the entry can be appended to the key file.
 
@@ -41,12 +300,7 @@ def _new(
 
         headrace keys new --tenant guest --days 7 >>keys.toml
     """
-    try:
-        roles = [role for role, wanted in (("admin", admin), ("observer", observer)) if wanted]
-        expires = None if days is None else datetime.now(UTC) + timedelta(days=days)
-        made = new_key(tenant=tenant, key_id=key_id, roles=roles, expires=expires)
-    except KeyRequestError as exc:
-        fail(str(exc), code=USAGE)
+    made = _made(tenant, key_id, _roles(admin=admin, observer=observer), _expiry(days))
     typer.echo(f"The key, shown only now: {made.key}", err=True)
-    typer.echo("The entry for the file that HEADRACE_GATEWAY__IDENTITY__KEY_FILE names:", err=True)
+    typer.echo("The entry for the key file, which HEADRACE_GATEWAY__IDENTITY__KEY_FILE names:", err=True)
     typer.echo(made.entry, nl=False)

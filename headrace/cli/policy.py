@@ -2,13 +2,19 @@
 
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from headrace.cli.common import USAGE, StateDir, fail, resolved
+from headrace.cli.grants import granted, limit_rows
+from headrace.cli.stores import Database, opened
 from headrace.cli.table import table
+from headrace.local.options import DATABASE
 from headrace.local.tenants import POLICY
+
+if TYPE_CHECKING:  # slow to import
+    from gateway.policy.model import Tenant
 
 policy = typer.Typer(no_args_is_help=True, help="The policy file: what each tenant may call and use.")
 limits = typer.Typer(no_args_is_help=True, help="How much a tenant may use.")
@@ -56,9 +62,12 @@ def _show(
         Path | None,
         typer.Option("--policy", metavar="FILE", help="The policy. [default: the running stack's]", show_default=False),
     ] = None,
+    database: Database = None,
     state_dir: StateDir = None,
 ) -> None:
-    """Show every limit that holds for a tenant, and whose it is.
+    """Show every limit and quota that holds for a tenant, and whose it is.
+
+    The tenant is looked for in the policy, then in the database.
 
     For example:
 
@@ -74,18 +83,27 @@ def _show(
         fail(str(exc), code=USAGE)
     known = read.tenant(tenant)
     if known is None:
-        fail(f"the policy has no tenant {tenant}: it may call nothing", code=USAGE)
+        known = _stored(tenant, database, state_dir)
     scopes = [
-        ("the tenant", known.limits),
-        ("each of its keys", known.each_key),
-        *((f"its calls of {each.pattern}", each.limits) for each in known.by_model),
         *((f"each model {each.pattern}, all tenants", each.limits) for each in read.models),
         ("each gateway, all tenants", read.gateway),
     ]
-    rows = [
+    rows = limit_rows(known) + [
         (scope, field.name, plain(value))
         for scope, held in scopes
         for field in fields(Limits)
         if (value := getattr(held, field.name)) is not None
     ]
     typer.echo(table(("WHOSE", "LIMIT", "VALUE"), rows) if rows else f"{tenant} has no limits")
+
+
+def _stored(name: str, database: str | None, state_dir: Path | None) -> "Tenant":
+    from headrace.store.tenants import tenant  # noqa: PLC0415  slow to import
+
+    known = None
+    if database is not None or (resolved(state_dir) / DATABASE).exists():
+        with opened(database, state_dir) as store, store.transaction(read_only=True) as connection:
+            known = tenant(connection, name)
+    if known is None or known.disabled:
+        fail(f"there is no tenant {name} in the policy or the database: it may call nothing", code=USAGE)
+    return granted(name, known.grants)

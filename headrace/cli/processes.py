@@ -1,14 +1,17 @@
-"""`headrace gateway`, `headrace router` and `headrace config`: the processes as production starts them."""
+"""`headrace gateway`, `router`, `aggregator` and `config`: the processes as production starts them."""
 
 import json
 import os
 import sys
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from headrace.cli.common import USAGE, fail
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 
 class Process(StrEnum):
@@ -16,12 +19,14 @@ class Process(StrEnum):
 
     GATEWAY = "gateway"
     ROUTER = "router"
+    AGGREGATOR = "aggregator"
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command(name="gateway")(_gateway)
     app.command(name="router")(_router)
+    app.command(name="aggregator")(_aggregator)
     app.command(name="config")(_config)
 
 
@@ -49,6 +54,18 @@ def _router() -> None:
     _become(Process.ROUTER)
 
 
+def _aggregator() -> None:
+    """Run one aggregator, which sums usage into the database, with settings from the environment, as in production.
+
+    Ends with status 0 after SIGTERM; with 2 where the settings are wrong, or the tables are of another version.
+
+    For example:
+
+        HEADRACE_DATABASE__URL=postgresql://headrace@db/headrace … headrace aggregator
+    """
+    _become(Process.AGGREGATOR)
+
+
 def _become(process: Process) -> None:
     from headrace.runtime.lifecycle import NATIVE_ENVIRONMENT  # noqa: PLC0415  slow to import
 
@@ -73,32 +90,43 @@ def _config(
 
         headrace config router --json | jq .router.window
     """
-    from gateway.settings import GatewaySettings  # noqa: PLC0415  slow to import
+    from aggregator.settings import AggregatorSettings  # noqa: PLC0415  slow to import
+    from gateway.settings import GatewaySettings  # noqa: PLC0415
     from headrace.runtime.settings import ProcessSettings, SettingsError  # noqa: PLC0415
     from router.settings import RouterSettings  # noqa: PLC0415
 
-    kinds: dict[Process, type[ProcessSettings]] = {Process.GATEWAY: GatewaySettings, Process.ROUTER: RouterSettings}
+    kinds: dict[Process, type[ProcessSettings]] = {
+        Process.GATEWAY: GatewaySettings,
+        Process.ROUTER: RouterSettings,
+        Process.AGGREGATOR: AggregatorSettings,
+    }
     try:
-        settings = kinds[process].load().model_dump(mode="json")
+        settings = kinds[process].load()
     except SettingsError as exc:
         fail(str(exc).replace("\n", "\nheadrace: "), code=USAGE)
     if as_json:
-        typer.echo(json.dumps(settings, indent=1))
+        typer.echo(json.dumps(settings.model_dump(mode="json"), indent=1))
         return
-    for line in _lines(settings, "HEADRACE"):
+    for line in _lines(settings, "HEADRACE_"):
         typer.echo(line)
 
 
-def _lines(settings: dict[str, object], prefix: str) -> list[str]:
+def _lines(section: "BaseModel", prefix: str) -> list[str]:
     """As environment variables, so that what is shown can be set."""
-    separator = "_" if prefix == "HEADRACE" else "__"
+    from pydantic import BaseModel  # noqa: PLC0415  slow to import
+
     lines = []
-    for name, value in settings.items():
-        full = f"{prefix}{separator}{name.upper()}"
-        if isinstance(value, dict):
-            lines += _lines(value, full)
+    plain = section.model_dump(mode="json")
+    for name, value in section:
+        full = f"{prefix}{name.upper()}"
+        told = plain[name]
+        if isinstance(value, BaseModel):
+            lines += _lines(value, f"{full}__")
+        elif isinstance(value, dict) and value and all(isinstance(each, BaseModel) for each in value.values()):
+            for key, each in value.items():
+                lines += _lines(each, f"{full}__{key.upper()}__")
         elif value is None:
             lines.append(f"# {full}=")
         else:
-            lines.append(f"{full}={value if isinstance(value, str) else json.dumps(value)}")
+            lines.append(f"{full}={told if isinstance(told, str) else json.dumps(told)}")
     return lines

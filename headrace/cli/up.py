@@ -65,6 +65,15 @@ def _up(
             show_default=False,
         ),
     ] = None,
+    database: Annotated[
+        str,
+        typer.Option(
+            metavar="embedded|URL",
+            help="Tenants, keys and usage: `embedded` keeps them in a file in the state folder, a PostgreSQL's URL "
+            "attaches that one, and brings its tables up to date. Its password is in the file that "
+            "HEADRACE_DATABASE__PASSWORD_FILE names.",
+        ),
+    ] = EMBEDDED,
     state_dir: StateDir = None,
     as_json: Annotated[
         bool,
@@ -73,7 +82,8 @@ def _up(
 ) -> None:
     """Run the whole system on this machine: Kafka, Triton, router and gateway.
 
-    What each tenant may call is in `tenants.yaml`, their keys in `keys.toml`, both in the state folder.
+    What each tenant may call is in `tenants.yaml`, their keys in `keys.toml`, both in the state folder;
+    `headrace tenants` and `headrace keys` make more of them in the database, without a file.
 
     Everything is a child process, restarted when it dies. Ctrl-C (or SIGTERM) stops all of it, in order; a second one
     hurries. No process is left behind, also not when `headrace up` itself is killed.
@@ -87,6 +97,8 @@ def _up(
         headrace up --replicas 2 --gateways 2
 
         headrace up --gateways 3 --redis 127.0.0.1:6379
+
+        headrace up --database postgresql://headrace@127.0.0.1:5432/headrace
 
         headrace up --triton 127.0.0.1:8101
 
@@ -109,6 +121,7 @@ def _up(
             triton=tuple(triton or ()),
             broker=broker,
             redis=redis,
+            database=database,
         )
         stack.up(options, tell)
     except (UsageError, StateError) as exc:

@@ -18,10 +18,13 @@ class KeyRequestError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class NewKey:
-    """A key, and what the gateway's key file needs to know it."""
+    """A key, and what the gateway needs to know it."""
 
+    id: str
     key: str
+    secret_sha256: str
     entry: str
+    """For the key file."""
 
 
 def new_key(*, tenant: str, key_id: str | None, roles: Sequence[str] = (), expires: datetime | None = None) -> NewKey:
@@ -36,4 +39,4 @@ def new_key(*, tenant: str, key_id: str | None, roles: Sequence[str] = (), expir
     entry = f'[keys.{key_id}]\ntenant = "{tenant}"\nroles = {json.dumps(list(roles))}\nsecret_sha256 = "{digest}"\n'
     if expires is not None:
         entry += f"expires = {expires.astimezone(UTC).isoformat(timespec='seconds')}\n"
-    return NewKey(key=f"hr_{key_id}_{secret}", entry=entry)
+    return NewKey(id=key_id, key=f"hr_{key_id}_{secret}", secret_sha256=digest, entry=entry)

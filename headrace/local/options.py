@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 EMBEDDED = "embedded"
+DATABASE = "headrace.db"
+"""The embedded database, in the state folder."""
 MOST_REPLICAS = 64
 _PRINTABLE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")
 _LONGEST_KEY = 512
@@ -34,6 +36,8 @@ class UpOptions:
     broker: str = EMBEDDED
     redis: str | None = None
     """A Redis or Valkey through which gateways share limits; None: each counts by itself."""
+    database: str = EMBEDDED
+    """Tenants, keys and usage: a PostgreSQL's URL, or a file of our own in the state folder."""
 
     def __post_init__(self) -> None:
         ports = {"--grpc-port": self.grpc_port, "--http-port": self.http_port, "--admin-port": self.admin_port}
@@ -48,6 +52,11 @@ class UpOptions:
         self._check_attached()
         if self.api_key is not None and (not _PRINTABLE.fullmatch(self.api_key) or len(self.api_key) > _LONGEST_KEY):
             raise UsageError(f"--api-key: a key is 1 to {_LONGEST_KEY} printable ASCII characters")
+
+    @property
+    def database_url(self) -> str:
+        """Where the database is."""
+        return self.database if self.database != EMBEDDED else f"sqlite:///{self.state_dir.absolute() / DATABASE}"
 
     def _check_attached(self) -> None:
         for address in self.triton:

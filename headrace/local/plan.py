@@ -17,7 +17,7 @@ from headrace.local.supervisor import Component
 from headrace.runtime.lifecycle import NATIVE_ENVIRONMENT
 
 LOOPBACK = "127.0.0.1"
-GATEWAY_RANK, ROUTER_RANK, TRITON_RANK, BROKER_RANK = range(4)
+GATEWAY_RANK, ROUTER_RANK, TRITON_RANK, AGGREGATOR_RANK, BROKER_RANK = range(5)
 GRACE_SECONDS = 10
 REPLY_SECRET = "HEADRACE_REPLY_TRUST__SECRET_FILE"  # noqa: S105  a setting's name
 
@@ -66,6 +66,15 @@ class RouterSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AggregatorSpec:
+    """What sums usage."""
+
+    id: str
+    """Its name on the log."""
+    admin_port: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class BrokerSpec:
     """The ports of the broker that is started here."""
 
@@ -84,6 +93,9 @@ class Plan:
     broker: BrokerSpec | None
     kafka: str
     redis: str | None
+    database: str
+    """Its URL."""
+    aggregator: AggregatorSpec
 
     @property
     def endpoints(self) -> Endpoints:
@@ -133,6 +145,8 @@ def make_plan(options: UpOptions) -> Plan:
             broker=broker,
             kafka=options.broker if broker is None else join_address(LOOPBACK, broker.port),
             redis=options.redis,
+            database=options.database_url,
+            aggregator=AggregatorSpec(id=f"aggregator{apart}", admin_port=private.take()),
         )
     except PortsError as exc:
         raise UsageError(str(exc)) from None
@@ -181,6 +195,7 @@ def gateway_component(plan: Plan, spec: GatewaySpec, secrets: Secrets, *, cwd: P
         "GATEWAY__REPLY__HOST": LOOPBACK,
         "GATEWAY__REPLY__PORT": str(spec.reply_port),
         "GATEWAY__IDENTITY__DEVELOPMENT_KEY_FILE": str(secrets.key_file),
+        "DATABASE__URL": plan.database,
     }
     # Nothing balances load in front of a laptop's gateway: no time needs to pass for it to look elsewhere.
     tunable = {
@@ -200,6 +215,25 @@ def gateway_component(plan: Plan, spec: GatewaySpec, secrets: Secrets, *, cwd: P
         make_program=lambda: program,
         health=health,
         stop_rank=GATEWAY_RANK,
+        stop_seconds=GRACE_SECONDS + 5,
+    )
+
+
+def aggregator_component(plan: Plan, spec: AggregatorSpec, *, cwd: Path) -> Component:
+    """What sums usage, as a child process."""
+    settings = {
+        "AGGREGATOR__ADMIN__HOST": LOOPBACK,
+        "AGGREGATOR__ADMIN__PORT": str(spec.admin_port),
+        "DATABASE__URL": plan.database,
+        "KAFKA__BOOTSTRAP_SERVERS": plan.kafka,
+    }
+    program = _process("aggregator", "aggregator", settings, {"AGGREGATOR__ID": spec.id}, cwd)
+    health = Probe(kind="http", host=LOOPBACK, port=spec.admin_port, path="/readyz")
+    return Component(
+        name="aggregator",
+        make_program=lambda: program,
+        health=health,
+        stop_rank=AGGREGATOR_RANK,
         stop_seconds=GRACE_SECONDS + 5,
     )
 

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from headrace.local import broker as kafka
 from headrace.local import guard, plan, state, triton
+from headrace.local.database import DatabaseError, upgrade_database
 from headrace.local.jars import JarsError, fetch_jars, missing_jars
 from headrace.local.java import NoJavaError, find_java
 from headrace.local.models import ModelRepositoryError, bundled, materialise
@@ -155,12 +156,10 @@ class _Stack:
         for router in self._plan.routers:
             component = plan.router_component(self._plan, router, self._secrets, cwd=self._state_dir)
             self._start(supervisor, component, {"admin_port": router.admin_port})
-        for gateway in self._plan.gateways:
-            component = plan.gateway_component(self._plan, gateway, self._secrets, cwd=self._state_dir)
-            self._start(supervisor, component, vars(gateway))
         try:
             async with asyncio.TaskGroup() as together:
                 together.create_task(self._start_broker(supervisor), name="start broker")
+                together.create_task(self._start_on_database(supervisor), name="start on database")
                 for name, probe in self._attached():
                     together.create_task(self._mention_absence(name, probe), name=f"look for {name}")
         except* ComponentFailedError as failures:
@@ -224,6 +223,18 @@ class _Stack:
                 return kafka.program(install, home)
 
         self._start(supervisor, plan.broker_component(spec, make_program), vars(spec))
+
+    async def _start_on_database(self, supervisor: Supervisor) -> None:
+        """Bring the database's schema up to date, then start who uses it."""
+        try:
+            await asyncio.to_thread(upgrade_database, self._plan.database)
+        except DatabaseError as exc:
+            raise ComponentFailedError(str(exc)) from None
+        aggregator = plan.aggregator_component(self._plan, self._plan.aggregator, cwd=self._state_dir)
+        self._start(supervisor, aggregator, vars(self._plan.aggregator))
+        for gateway in self._plan.gateways:
+            component = plan.gateway_component(self._plan, gateway, self._secrets, cwd=self._state_dir)
+            self._start(supervisor, component, vars(gateway))
 
     async def _fetch_jars(self) -> None:
         process = await asyncio.create_subprocess_exec(

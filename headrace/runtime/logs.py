@@ -18,14 +18,14 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 _SECRET_NAMES = frozenset({"authorization", "x-api-key", "x_api_key", "api_key", "key", "password", "secret", "token"})
 
 
-def configure(settings: LogSettings, *, process: Literal["gateway", "router", "headrace"]) -> None:
+def configure(settings: LogSettings, *, process: Literal["gateway", "router", "aggregator", "headrace"]) -> None:
     """Send all logging of this process to stderr as the settings say. Replaces what was configured before."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines(process) if settings.format == "json" else TextLines())
     # What libraries have to say below a warning is for their authors.
     level = max(logging.WARNING, logging.getLevelName(settings.level))
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    for ours in ("gateway", "router", "headrace"):
+    for ours in ("gateway", "router", "aggregator", "headrace"):
         logging.getLogger(ours).setLevel(settings.level)
     logging.captureWarnings(capture=True)
 

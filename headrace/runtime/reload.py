@@ -50,7 +50,7 @@ class ReloadedFile(Generic[T]):
         if state == self._seen:
             return
         try:
-            with _Yielding():
+            with Yielding():
                 content = await asyncio.to_thread(self._read, self._path)
         except SettingsError as exc:
             self._seen = state
@@ -75,7 +75,7 @@ class ReloadedFile(Generic[T]):
         self._told = reason
 
 
-class _Yielding:
+class Yielding:
     """Has threads give way sooner, and nobody collect garbage: a parser must not hold up the loop for milliseconds.
 
     Both are the process' own: the first one in changes them, and the last one out changes them back.
@@ -85,16 +85,16 @@ class _Yielding:
     _before: ClassVar[tuple[float, bool]]
 
     def __enter__(self) -> None:
-        if not _Yielding._inside:
-            _Yielding._before = (sys.getswitchinterval(), gc.isenabled())
+        if not Yielding._inside:
+            Yielding._before = (sys.getswitchinterval(), gc.isenabled())
             sys.setswitchinterval(_SWITCH_SECONDS)
             gc.disable()
-        _Yielding._inside += 1
+        Yielding._inside += 1
 
     def __exit__(self, *_: object) -> None:
-        _Yielding._inside -= 1
-        if not _Yielding._inside:
-            interval, collecting = _Yielding._before
+        Yielding._inside -= 1
+        if not Yielding._inside:
+            interval, collecting = Yielding._before
             sys.setswitchinterval(interval)
             if collecting:
                 gc.enable()

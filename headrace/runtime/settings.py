@@ -15,7 +15,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings import SettingsError as MalformedSettingsError
 
 PREFIX = "HEADRACE_"
-PROCESS_SECTIONS = frozenset({"gateway", "router"})
+SECTIONS_OF_SOME = frozenset({"gateway", "router", "aggregator", "database"})
+"""Sections that not every process has: processes may share one environment."""
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 """A TCP port; 0 lets the system choose one."""
@@ -82,7 +83,7 @@ class ProcessSettings(BaseSettings):
 
 
 def _unknown(environ: Mapping[str, str], cls: type[ProcessSettings]) -> list[str]:
-    sections = set(cls.model_fields) | PROCESS_SECTIONS
+    sections = set(cls.model_fields) | SECTIONS_OF_SOME
     names = (name for name in environ if name.upper().startswith(PREFIX))
     return [
         f"{name}: no such setting"
@@ -103,7 +104,7 @@ def _lines(error: Mapping[str, Any], model: type[BaseModel], above: tuple[int | 
             section()
         except ValidationError as exc:
             return [line for inner in exc.errors(include_url=False) for line in _lines(inner, section, location)]
-    return [f"{_name(location)}: {_text(error)}"]
+    return [f"{_name(location)}: {_text(error)}" if location else _text(error)]
 
 
 def _name(location: tuple[int | str, ...]) -> str:

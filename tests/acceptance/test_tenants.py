@@ -15,7 +15,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tritonclient.grpc import service_pb2 as oip
 
-from tests.acceptance.calls import Client, Message, client, echo, ended, refused, simple, slow, with_key
+from tests.acceptance.calls import Client, Message, Raw, client, echo, ended, refused, simple, slow, with_key
 from tests.acceptance.eventually import eventually
 from tests.acceptance.metrics import metric
 from tests.acceptance.stack import Stack
@@ -79,6 +79,16 @@ IMPOSTORS = {
     "the tenant for a key": [("x-api-key", "guests")],
     "a tenant's header": [("x-tenant", "guests"), ("headrace-tenant", "guests"), ("tenant", "guests")],
     "a long key": [("x-api-key", "hr_guest_" + "s" * 6000)],
+    "a certificate in a proxy's header": [("x-forwarded-client-cert", "URI=spiffe://example.org/guests")],
+    "what gRPC knows of certificates in headers": [
+        ("peer_spiffe_id", "spiffe://example.org/guests"),
+        ("x509_subject_alternative_name", "guests.example"),
+        ("x509_pem_cert", "guests"),
+    ],
+    "a certificate beside a wrong key": [
+        ("x-forwarded-client-cert", "DNS=guests.example"),
+        ("x-api-key", "hr_guest_x"),
+    ],
     "a token with no algorithm": [(BEARER, "Bearer " + unsigned({"alg": "none"}, CLAIMS))],
     "a token with no algorithm in capitals": [(BEARER, "Bearer " + unsigned({"alg": "NONE"}, CLAIMS))],
     "a token with its own key": [(BEARER, "Bearer " + unsigned({"alg": "HS256", "jwk": {"kty": "oct"}}, CLAIMS, "AA"))],
@@ -99,6 +109,35 @@ def test_an_impostor_is_not_let_in(anonymous: Client, metadata: list[tuple[str, 
     answered = f"{how.text} {caught.value.trailing_metadata()}"
     assert NARROW_SECRET not in answered
     assert GUEST_SECRET not in answered
+
+
+def test_a_flood_of_guesses_changes_nothing_for_who_has_a_key(stack: Stack, anonymous: Client) -> None:
+    """From the same place: guesses are answered later and later, in the same words."""
+    with client(stack.grpc, with_key(GUEST_KEY)) as guest:
+        send: Raw = anonymous.channel.unary_unary("/inference.GRPCInferenceService/ServerLive")
+        guesses = [send.future(b"", metadata=with_key(f"hr_guest_{guess}"), timeout=30) for guess in range(30)]
+        for _ in range(5):
+            assert guest.ask("ModelReady", oip.ModelReadyRequest(name="simple")).ready
+        told = set()
+        for guess in guesses:
+            with pytest.raises(grpc.RpcError) as caught:
+                guess.result()
+            told.add((ended(caught.value).code, ended(caught.value).reason))
+
+    assert told == {(UNAUTHENTICATED, "KEY_INVALID")}
+
+
+def test_health_tells_no_good_key_from_a_bad_one(anonymous: Client) -> None:
+    """Of a model that the good key's tenant does not see."""
+    health: Any = health_pb2_grpc.HealthStub(anonymous.channel)  # its methods are made at run time
+    told = []
+    for metadata in ((), with_key(NARROW_KEY), with_key(NARROW_KEY + "x"), with_key(EXPIRED_KEY)):
+        with pytest.raises(grpc.RpcError) as caught:
+            health.Check(health_pb2.HealthCheckRequest(service="echo"), metadata=metadata, timeout=10)
+        how = ended(caught.value)
+        told.append((how.code, how.reason, how.text))
+
+    assert set(told) == {(NOT_FOUND, "SERVICE_UNKNOWN", told[0][2])}
 
 
 def test_only_who_has_the_secret_learns_that_a_key_expired(anonymous: Client) -> None:
@@ -290,6 +329,8 @@ def test_a_limit_refuses_with_all_that_a_client_needs_to_come_back(stack: Stack)
     told = {key: value for key, value in caught.value.trailing_metadata() or () if key.startswith("x-ratelimit-")}
     assert (told["x-ratelimit-limit"], told["x-ratelimit-remaining"]) == ("3", "0")
     assert 200 <= int(told["x-ratelimit-reset"]) <= 300
+    with client(stack.grpc, with_key(LIMITED_KEY)) as limited, refused(EXHAUSTED, "RATE_LIMITED"):
+        limited.send("ServerLive", b"")
 
 
 def test_a_refusal_leaves_a_line_and_no_key(stack: Stack) -> None:

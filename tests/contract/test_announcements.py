@@ -19,7 +19,7 @@ from headrace.bus.topics import ANNOUNCEMENTS_TOPIC, LARGEST_ANNOUNCEMENT_BYTES
 from headrace.bus.v1.announcement_pb2 import Announcement, GatewayHeartbeat
 from headrace.local import broker as kafka
 from headrace.local.ports import FreePorts
-from tests.integration.broker_fixture import started_broker
+from tests.integration.broker_fixture import MortalBroker
 
 Said = tuple[str, Announcement | None]
 
@@ -222,29 +222,6 @@ async def test_what_cannot_be_read_is_passed_over(broker: str, prefix: str) -> N
         await reader.until(lambda it: it.caught_up > 0 and f"{prefix}a" in it.newest)
 
     assert reader.words == [(f"{prefix}a", beat(1))]
-
-
-class MortalBroker:
-    """A broker of the test's own, to be killed without notice and started again with its data."""
-
-    def __init__(self, install: kafka.BrokerInstall, home: Path) -> None:
-        ports = FreePorts("127.0.0.1")
-        self._install, self._home, self._port = install, home, ports.take()
-        kafka.prepare_storage(install, home, port=self._port, controller_port=ports.take(), sasl=None)
-        self._owned = AsyncExitStack()
-        self.settings = KafkaSettings(bootstrap_servers=f"127.0.0.1:{self._port}")
-
-    async def start(self) -> None:
-        running = started_broker(self._install, self._home, self._port)
-        self._process = await asyncio.to_thread(running.__enter__)
-        self._owned.push_async_callback(asyncio.to_thread, running.__exit__, None, None, None)
-
-    async def kill(self) -> None:
-        self._process.kill()
-        await asyncio.to_thread(self._process.wait)
-
-    async def stop(self) -> None:
-        await self._owned.aclose()
 
 
 @pytest.fixture

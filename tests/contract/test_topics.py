@@ -10,10 +10,10 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
-from headrace.bus.control import TopicMissingError, TopicRefusedError, Topics, until_announcements
+from headrace.bus.control import TopicMissingError, TopicRefusedError, Topics, until_own_topics
 from headrace.bus.protocols import LogUnavailableError
 from headrace.bus.settings import KafkaSettings, TopicSettings
-from headrace.bus.topics import ANNOUNCEMENTS_TOPIC, ENVELOPE_ROOM_BYTES
+from headrace.bus.topics import ANNOUNCEMENTS_TOPIC, ENVELOPE_ROOM_BYTES, LARGEST_USAGE_BYTES, USAGE_TOPIC
 from headrace.local import broker as kafka
 from headrace.local.ports import FreePorts
 from tests.integration.broker_fixture import started_broker
@@ -104,6 +104,18 @@ async def test_the_announcements_topic_is_compacted_and_has_one_partition(
     assert held["cleanup.policy"] == "compact"
     assert int(held["segment.ms"]) <= 60_000  # what is not rolled is not compacted
     assert int(held["max.message.bytes"]) > MEBIBYTE
+
+
+async def test_reports_of_usage_stay_for_a_week_in_one_partition(broker: str, admin: AIOKafkaAdminClient) -> None:
+    """In one, so that what a source reports is read in the order in which it was reported."""
+    await topics(broker).ensure_usage()
+    await topics(broker).ensure_usage()
+
+    assert await topics(broker).partition_counts([USAGE_TOPIC]) == {USAGE_TOPIC: 1}
+    held = await configured(admin, USAGE_TOPIC)
+    assert held["cleanup.policy"] == "delete"
+    assert int(held["retention.ms"]) == 7 * 24 * 3600 * 1000
+    assert int(held["max.message.bytes"]) > LARGEST_USAGE_BYTES
 
 
 async def test_a_missing_topic_is_an_error_that_names_it_where_making_it_is_forbidden(broker: str, name: str) -> None:
@@ -266,15 +278,36 @@ async def test_announcements_that_are_not_compacted_are_told(
     kafka_settings = KafkaSettings(bootstrap_servers=forthcoming)
     await made_by_asking(forthcoming, ANNOUNCEMENTS_TOPIC)
 
-    await until_announcements(kafka_settings, topics(forthcoming), "test")
+    await until_own_topics(kafka_settings, topics(forthcoming), "test")
 
     assert [getattr(record, "event", None) for record in caplog.records] == ["announcements_not_compacted"]
 
 
 async def test_announcements_as_we_make_them_are_nothing_to_tell(broker: str, caplog: pytest.LogCaptureFixture) -> None:
-    await until_announcements(KafkaSettings(bootstrap_servers=broker), topics(broker), "test")
+    await until_own_topics(KafkaSettings(bootstrap_servers=broker), topics(broker), "test")
 
     assert caplog.records == []
+
+
+class Refused(Topics):
+    """Topics of a broker that makes no topic of usage, for so many times."""
+
+    times = 3
+
+    async def ensure_usage(self) -> None:
+        self.times -= 1
+        if self.times:
+            raise LogUnavailableError("no more topics")
+
+
+async def test_topics_that_cannot_be_made_are_waited_for_and_told_once(
+    broker: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = KafkaSettings(bootstrap_servers=broker)
+
+    await until_own_topics(settings, Refused(settings, SETTINGS, client_id="test"), "test")
+
+    assert [getattr(record, "event", None) for record in caplog.records] == ["broker_awaited"]
 
 
 async def test_a_broker_that_is_away_is_told_in_time() -> None:

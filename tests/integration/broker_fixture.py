@@ -7,11 +7,12 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AsyncExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
+from headrace.bus.settings import KafkaSettings
 from headrace.local import broker as kafka
 from headrace.local.jars import JarsError, fetch_jars
 from headrace.local.java import NoJavaError, find_java
@@ -80,6 +81,29 @@ def started_broker(install: kafka.BrokerInstall, home: Path, port: int) -> Itera
         finally:
             process.kill()
             process.wait()
+
+
+class MortalBroker:
+    """A broker of the test's own, to be killed without notice and started again with its data."""
+
+    def __init__(self, install: kafka.BrokerInstall, home: Path) -> None:
+        ports = FreePorts("127.0.0.1")
+        self._install, self._home, self._port = install, home, ports.take()
+        kafka.prepare_storage(install, home, port=self._port, controller_port=ports.take(), sasl=None)
+        self._owned = AsyncExitStack()
+        self.settings = KafkaSettings(bootstrap_servers=f"127.0.0.1:{self._port}")
+
+    async def start(self) -> None:
+        running = started_broker(self._install, self._home, self._port)
+        self._process = await asyncio.to_thread(running.__enter__)
+        self._owned.push_async_callback(asyncio.to_thread, running.__exit__, None, None, None)
+
+    async def kill(self) -> None:
+        self._process.kill()
+        await asyncio.to_thread(self._process.wait)
+
+    async def stop(self) -> None:
+        await self._owned.aclose()
 
 
 def _wait_until_it_answers(process: subprocess.Popen[bytes], port: int, log: Path) -> None:

@@ -17,13 +17,15 @@ from tritonclient.utils import InferenceServerException
 
 from gateway.audit import Audit
 from gateway.catalog import NOT_OFFERED, SERVICE, Catalog, handlers
+from gateway.edge import edge_server
 from gateway.errors import KeyInvalid, KeyMissing
+from gateway.failures import Failures, Slowed
 from gateway.health import SERVICE as HEALTH_SERVICE
 from gateway.health import Health
-from gateway.identity import Caller, Metadata, presented_key
+from gateway.identity import Caller, presented_key
 from gateway.reflection import V1, V1_ALPHA, Reflection
 from gateway.registry import Registry
-from gateway.status import UnknownMethods
+from gateway.status import Context, UnknownMethods
 from headrace.bus.protocols import RouterKey
 from tests.unit.gateway.admitting import admitting
 from tests.unit.gateway.announcing import description, heartbeat, registry
@@ -36,8 +38,8 @@ PATIENCE_SECONDS = 10
 CHECK, WATCH = f"/{HEALTH_SERVICE}/Check", f"/{HEALTH_SERVICE}/Watch"
 
 
-def identify(metadata: Metadata) -> Caller:
-    if presented_key(metadata) != "hr_test_key":
+def who(context: Context) -> Caller:
+    if presented_key(context.invocation_metadata() or ()) != "hr_test_key":
         raise KeyInvalid
     return Caller("t", "test")
 
@@ -84,16 +86,16 @@ class Watching:
 @pytest.fixture
 async def edge() -> AsyncIterator[Edge]:
     known = registry(heartbeat(A), description(A), attached=(A,))
-    health = Health(known, identify, admitting(), Audit(lambda: 0.0))
+    health = Health(known, who, admitting(), Audit(lambda: 0.0), Slowed(Failures()))
     health.serve()
-    server = grpc.aio.server()
-    server.add_generic_rpc_handlers(
-        (
-            grpc.method_handlers_generic_handler(SERVICE, handlers(Catalog(known), identify, admitting())),
+    server = edge_server(
+        1 << 20,
+        [
+            grpc.method_handlers_generic_handler(SERVICE, handlers(Catalog(known), who, admitting())),
             grpc.method_handlers_generic_handler(HEALTH_SERVICE, health.handlers()),
             *Reflection([SERVICE, HEALTH_SERVICE]).generic_handlers(),
             UnknownMethods(),
-        )
+        ],
     )
     address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     await server.start()
@@ -153,7 +155,7 @@ async def test_a_stock_client_reads_the_reason_from_what_it_was_made_from(edge: 
 
 
 async def test_every_method_asks_for_a_key(edge: Edge) -> None:
-    known = handlers(Catalog(edge.known), identify, admitting())
+    known = handlers(Catalog(edge.known), who, admitting())
 
     for method in known:
         path = f"/{SERVICE}/{method}"
@@ -162,6 +164,28 @@ async def test_every_method_asks_for_a_key(edge: Edge) -> None:
             grpc.StatusCode.UNAUTHENTICATED,
             KeyInvalid.reason,
         )
+
+
+async def test_a_question_beyond_a_limit_is_refused_as_a_call_is() -> None:
+    admission = admitting("tenants: {t: {models: [], limits: {calls_per_second: 0.001, burst: 2}}}")
+    server = edge_server(
+        1 << 20,
+        [grpc.method_handlers_generic_handler(SERVICE, handlers(Catalog(registry()), who, admission))],
+    )
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        method: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(f"/{SERVICE}/ServerLive")
+        answered = [method(b"", metadata=KEY, timeout=PATIENCE_SECONDS) for _ in range(2)]
+        left = [dict(await each.trailing_metadata())["x-ratelimit-remaining"] for each in answered]
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await method(b"", metadata=KEY, timeout=PATIENCE_SECONDS)
+    await server.stop(None)
+
+    assert sorted(left) == ["0", "1"]
+    assert info_of(caught.value).reason == "RATE_LIMITED"
+    told = dict(caught.value.trailing_metadata())
+    assert (told["x-ratelimit-limit"], told["x-ratelimit-remaining"]) == ("2", "0")
 
 
 async def test_what_is_not_offered_says_why(edge: Edge) -> None:
@@ -297,6 +321,72 @@ async def test_a_watched_model_appears_and_goes(edge: Edge) -> None:
     edge.known.apply(key, None, 2.0)
     assert await watching.told() == HealthCheckResponse.SERVICE_UNKNOWN
     watching.stream.cancel()
+
+
+async def reason_of(stream: "grpc.aio.StreamStreamCall[bytes, bytes]") -> str:
+    """Why a stream ends."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stream.read()
+    return info_of(caught.value).reason
+
+
+def sending(edge: Edge, path: str) -> "grpc.aio.StreamStreamCall[bytes, bytes]":
+    """A caller who sends as it likes."""
+    method: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = edge.channel.stream_stream(path)
+    return method(timeout=PATIENCE_SECONDS)
+
+
+REFLECTION = f"/{V1}/ServerReflectionInfo"
+
+
+@pytest.mark.parametrize("path", [CHECK, WATCH, REFLECTION])
+async def test_who_begins_and_sends_nothing_is_waited_for_no_longer_than_a_moment(edge: Edge, path: str) -> None:
+    slow = [sending(edge, path) for _ in range(100)]
+
+    assert await edge.check() == HealthCheckResponse.SERVING, "others are heard meanwhile"
+    assert {await reason_of(each) for each in slow} == {"REQUEST_SLOW"}
+
+
+@pytest.mark.parametrize("path", [CHECK, WATCH])
+async def test_who_does_not_say_that_it_has_said_all_is_not_answered(edge: Edge, path: str) -> None:
+    """Else more could be sent, and held, for as long as a watch stands."""
+    unending, twice = sending(edge, path), sending(edge, path)
+    await unending.write(b"")
+    for _ in range(2):
+        await twice.write(b"")
+
+    assert await reason_of(unending) == "REQUEST_SLOW"
+    assert await reason_of(twice) == "REQUEST_MALFORMED"
+
+
+@pytest.mark.parametrize("path", [CHECK, WATCH, REFLECTION])
+@pytest.mark.parametrize("compression", list(grpc.Compression))
+async def test_strangers_send_little_however_it_travels(edge: Edge, path: str, compression: grpc.Compression) -> None:
+    large = HealthCheckRequest(service="x" * 70_000).SerializeToString()
+    options = [("grpc.default_compression_algorithm", compression.value)]
+    async with grpc.aio.insecure_channel(edge.address, options=options) as channel:
+        stream: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(path)
+        call = stream(iter([large]), timeout=PATIENCE_SECONDS)
+        assert await reason_of(call) == "REQUEST_TOO_LARGE"
+
+
+@pytest.mark.parametrize("compression", list(grpc.Compression))
+async def test_a_question_may_be_compressed(edge: Edge, compression: grpc.Compression) -> None:
+    request = oip.ModelMetadataRequest(name="x" * 1000).SerializeToString()
+    method: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = edge.channel.unary_unary(f"/{SERVICE}/ModelMetadata")
+
+    call = method(request, metadata=KEY, timeout=PATIENCE_SECONDS, compression=compression)
+
+    assert await refused(call) == (grpc.StatusCode.NOT_FOUND, "MODEL_UNKNOWN")
+
+
+async def test_a_reflection_stream_that_has_nothing_more_to_ask_ends_well(edge: Edge) -> None:
+    stream = sending(edge, REFLECTION)
+    await stream.write(ServerReflectionRequest(list_services="").SerializeToString())
+    assert isinstance(await stream.read(), bytes)
+
+    assert await stream.read() is grpc.aio.EOF
+    assert await stream.code() is grpc.StatusCode.OK
 
 
 @pytest.mark.parametrize("version", [V1, V1_ALPHA])

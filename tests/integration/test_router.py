@@ -1,6 +1,8 @@
 """A whole router between a real broker and a real Triton: what it commits, and what it says of itself."""
 
 import asyncio
+import os
+import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
@@ -12,16 +14,22 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka import TopicPartition as AioPartition
 
 from headrace.bus.announcements import model_key
+from headrace.bus.answers.hub import GrpcAnswerHub
 from headrace.bus.answers.whereabouts import Whereabouts
-from headrace.bus.control import KafkaAnnouncements, Topics, until_announcements
+from headrace.bus.answers.wire import Trust
+from headrace.bus.control import KafkaAnnouncements, KafkaUsage, Topics, until_own_topics
+from headrace.bus.envelope import envelope_base
 from headrace.bus.log import KafkaPublisher
-from headrace.bus.protocols import TopicPartition
+from headrace.bus.protocols import Outcome, RouterKey, TopicPartition, UsageBatch
 from headrace.bus.settings import KafkaSettings, PoolSettings, ReplyTrustSettings, TopicSettings
 from headrace.bus.topics import consumer_group, request_topic
 from headrace.bus.v1.announcement_pb2 import Announcement, ModelDescription
+from headrace.bus.v1.envelope_pb2 import METHOD_MODEL_INFER, Envelope
+from headrace.bus.v1.usage_pb2 import UsageEntry
 from headrace.local.ports import FreePorts
 from router.app import Router
 from router.settings import AdminSettings, RouterSection, RouterSettings, TritonSettings
+from tests.acceptance.calls import simple
 
 SECONDS = 30.0
 ROUTER = "r"
@@ -32,7 +40,7 @@ TOPICS = TopicSettings(request_partitions=2)
 async def kafka(broker: str) -> KafkaSettings:
     """A broker that has the announcements topic."""
     settings = KafkaSettings(bootstrap_servers=broker)
-    await until_announcements(settings, Topics(settings, TOPICS, client_id="test"), "test")
+    await until_own_topics(settings, Topics(settings, TOPICS, client_id="test"), "test")
     return settings
 
 
@@ -125,3 +133,80 @@ async def test_a_topic_that_cannot_be_made_keeps_no_other_model_from_being_serve
 
     assert {said.partition_count for said in served} == {2}
     assert {said.partition_count for said in without} == {0}
+
+
+class Waiting:
+    """A gateway that waits for answers: see HubEvents."""
+
+    def __init__(self, answers: int) -> None:
+        self._missing = answers
+        self.all_there = asyncio.Event()
+
+    def answered(self, call_id: bytes, attempt: int, outcome: Outcome) -> None:
+        del call_id, attempt
+        assert isinstance(outcome, bytes), outcome
+        self._missing -= 1
+        if not self._missing:
+            self.all_there.set()
+
+    def attached(self, router: RouterKey) -> None: ...
+
+    def left(self, router: RouterKey) -> None: ...
+
+    def detached(self, router: RouterKey) -> None: ...
+
+
+async def reported(kafka: KafkaSettings, source: str, until: Callable[[list[UsageEntry]], bool]) -> list[UsageEntry]:
+    """What a source reports, until that is what is waited for."""
+    entries: list[UsageEntry] = []
+    batches = cast("AsyncGenerator[UsageBatch]", KafkaUsage(kafka, client_id="test").read(None))
+    async with asyncio.timeout(SECONDS), aclosing(batches):
+        async for batch in batches:
+            for report in batch.reports:
+                if report.source.startswith(source):
+                    entries += report.entries
+            if until(entries):
+                break
+    return entries
+
+
+@pytest.mark.timeout(90)
+async def test_how_long_its_model_took_is_reported_of_every_tenant(
+    kafka: KafkaSettings, triton_address: str, pool: str, secret: Path
+) -> None:
+    """While the router runs, and of the last calls before it left."""
+    topic, gateway, source = request_topic(pool, "interactive", "simple"), Waiting(3), f"router/{pool}/{ROUTER}/"
+    hub = GrpcAnswerHub(
+        incarnation=7,
+        pool=pool,
+        trust=Trust(ReplyTrustSettings(secret_file=secret)),
+        max_message_bytes=1 << 20,
+        events=gateway,
+    )
+    address = f"127.0.0.1:{hub.bind('127.0.0.1', 0)}"
+    publisher = KafkaPublisher(
+        kafka, client_id="test", max_message_bytes=1 << 20, delivery_seconds=SECONDS, on_failure=lambda *_: None
+    )
+    async with routing(kafka, triton_address, pool, secret), hub, publisher:
+        await described(kafka, pool, "simple", lambda said: len(said.partitions) == TOPICS.request_partitions)
+
+        def publish(tenant: str) -> None:
+            base = envelope_base(method=METHOD_MODEL_INFER, reply_address=address, reply_incarnation=7)
+            expires = time.time_ns() // 1000 + int(SECONDS * 1e6)
+            own = Envelope(call_id=os.urandom(16), expire_time_unix_micros=expires, tenant=tenant)
+            place = TopicPartition(topic, 0)
+            publisher.publish(place, own.call_id, base + own.SerializeToString(), simple().SerializeToString())
+
+        publish("acme")
+        publish("acme")
+        await reported(kafka, source, bool)
+        publish("other")
+        async with asyncio.timeout(SECONDS):
+            await gateway.all_there.wait()
+
+    entries = await reported(kafka, source, lambda entries: entries[-1:] != [] and entries[-1].tenant == "other")
+    assert {(entry.tenant, entry.key_id, entry.model, entry.calls) for entry in entries} == {
+        ("acme", "", "simple", 0),
+        ("other", "", "simple", 0),
+    }
+    assert all(entry.model_micros > 0 for entry in entries)

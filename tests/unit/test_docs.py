@@ -12,6 +12,7 @@ import pytest
 import typer.main
 from aiokafka.admin import NewTopic
 
+import aggregator.settings as aggregator
 import gateway.settings as gateway
 import router.settings as router
 from gateway.errors import leaves
@@ -19,7 +20,7 @@ from headrace.bus.announcements import gateway_key, model_key, repository_key, r
 from headrace.bus.control import Topics
 from headrace.bus.log import ENVELOPE_HEADER
 from headrace.bus.settings import KafkaSettings, TopicSettings
-from headrace.bus.topics import ANNOUNCEMENTS_TOPIC, MAX_TOPIC_LENGTH, consumer_group, request_topic
+from headrace.bus.topics import ANNOUNCEMENTS_TOPIC, MAX_TOPIC_LENGTH, USAGE_TOPIC, consumer_group, request_topic
 from headrace.bus.v1.announcement_pb2 import Announcement
 from headrace.bus.v1.envelope_pb2 import Envelope
 from headrace.cli import app
@@ -31,7 +32,16 @@ TOPICS = DOCS / "reference" / "topics.md"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *ROOT.glob("model_repository/*/README.md")])
 DECISIONS = sorted((DOCS / "adr").glob("*.md"))
 EXAMPLES = sorted(path for path in (ROOT / "examples").iterdir() if path.suffix in {".py", ".sh"})
-MODULES = ("gateway", "router", "headrace.bus", "headrace.runtime", "headrace.local", "headrace.cli")
+MODULES = (
+    "gateway",
+    "router",
+    "aggregator",
+    "headrace.bus",
+    "headrace.store",
+    "headrace.runtime",
+    "headrace.local",
+    "headrace.cli",
+)
 
 
 # Pages as a whole.
@@ -62,11 +72,12 @@ def test_the_index_lists_every_page() -> None:
 def test_the_readme_has_the_default_ports() -> None:
     rows = [(row[0], row[1]) for row in table(ROOT / "README.md", "port")]
 
-    assert rows[:4] == [
+    assert rows[:5] == [
         (str(gateway.GrpcSettings().port), "gateway"),
         (str(gateway.AdminSettings().port), "gateway"),
         (str(gateway.ReplySettings(advertised_host="gateway").port), "gateway"),
         (str(router.AdminSettings().port), "router"),
+        (str(aggregator.AdminSettings().port), "aggregator"),
     ]
 
 
@@ -185,7 +196,7 @@ def test_the_topics_page_has_the_names_of_topics_and_group() -> None:
 
     requests = request_topic("POOL", "interactive", "MODEL").replace("interactive", "LANE")
     group = consumer_group("POOL", "interactive").replace("interactive", "LANE")
-    assert names == [requests, group, ANNOUNCEMENTS_TOPIC]
+    assert names == [requests, group, ANNOUNCEMENTS_TOPIC, USAGE_TOPIC]
     assert f"at most {MAX_TOPIC_LENGTH} characters" in text_of(TOPICS)
 
 
@@ -213,6 +224,13 @@ async def test_the_topics_page_has_the_configs_of_the_announcements(topics: Reco
     await topics.ensure_announcements()
 
     assert configs(TOPICS, "why") == topics.asked.topic_configs
+    assert topics.asked.num_partitions == 1
+
+
+async def test_the_topics_page_has_the_configs_of_usage(topics: RecordedTopics) -> None:
+    await topics.ensure_usage()
+
+    assert configs(TOPICS, "reason") == topics.asked.topic_configs
     assert topics.asked.num_partitions == 1
 
 

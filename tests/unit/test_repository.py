@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("gateway", "router", "headrace")
+PACKAGES = ("gateway", "router", "aggregator", "headrace")
 LISTS = sorted((ROOT / "requirements").glob("*.txt"))
 PEERS = ROOT / "benchmarks" / "requirements.txt"  # in an environment of its own: need not agree with the others
 STUBS = "headrace/bus/v1"

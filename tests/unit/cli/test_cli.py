@@ -13,7 +13,19 @@ from headrace.cli import app
 from headrace.local.doctor import Finding, examine
 from headrace.local.examples import examples
 
-COMMANDS = ["up", "status", "models", "infer", "gateway", "router", "config", "doctor", "prepare", "keys new"]
+COMMANDS = [
+    "up",
+    "status",
+    "models",
+    "infer",
+    "gateway",
+    "router",
+    "aggregator",
+    "config",
+    "doctor",
+    "prepare",
+    "keys new",
+]
 
 
 @pytest.fixture
@@ -73,6 +85,34 @@ def test_config_prints_settings_that_can_be_set(
     assert "HEADRACE_ROUTER__TRITON__ADDRESS=127.0.0.1:8001" in done.stdout.splitlines()
     assert f"HEADRACE_REPLY_TRUST__SECRET_FILE={tmp_path / 'secret'}" in done.stdout.splitlines()
     assert "very secret" not in done.stdout
+
+
+def test_what_config_prints_of_a_gateway_is_the_same_settings(
+    cli: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sections that have names of the operator's choice, and texts in JSON, too."""
+    (tmp_path / "secret").write_text("very secret")
+    issuer = "HEADRACE_GATEWAY__IDENTITY__TOKEN_ISSUERS__CORP__"
+    stated = {
+        "HEADRACE_REPLY_TRUST__SECRET_FILE": str(tmp_path / "secret"),
+        "HEADRACE_GATEWAY__REPLY__ADVERTISED_HOST": "gateway",
+        "HEADRACE_GATEWAY__IDENTITY__ORDER": '["tokens", "key_file"]',
+        f"{issuer}ISSUER": "https://corp",
+        f"{issuer}AUDIENCE": "us",
+        f"{issuer}JWKS_URL": "https://corp/keys",
+        f"{issuer}ROLE_MAP": '{"Head of Corp": "admin"}',
+    }
+    for name, value in stated.items():
+        monkeypatch.setenv(name, value)
+
+    done = cli.invoke(app, ["config", "gateway"])
+
+    assert done.exit_code == 0, done.stderr
+    printed = dict(line.split("=", 1) for line in done.stdout.splitlines() if not line.startswith("#"))
+    assert stated.items() <= printed.items()
+    for name, value in printed.items():
+        monkeypatch.setenv(name, value)
+    assert cli.invoke(app, ["config", "gateway"]).stdout == done.stdout
 
 
 def test_config_names_every_wrong_setting_at_once(cli: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,9 +7,12 @@ from gateway.audit import Audit
 from gateway.limits.local import LocalCounters
 from gateway.policy.document import read_policy
 from gateway.policy.model import EVERYTHING
+from gateway.quotas import Accounts
 
 
-def admitting(policy: str | None = None, clock: Callable[[], float] = lambda: 0.0) -> Admission:
+def admitting(
+    policy: str | None = None, clock: Callable[[], float] = lambda: 0.0, accounts: Accounts | None = None
+) -> Admission:
     """By a policy in YAML; by none everything may come in. Time stands still unless a clock is given."""
     counters = LocalCounters()
     return Admission(
@@ -18,4 +21,5 @@ def admitting(policy: str | None = None, clock: Callable[[], float] = lambda: 0.
         audit=Audit(clock),
         shared=counters,
         own=counters,
+        accounts=Accounts(None) if accounts is None else accounts,
     )

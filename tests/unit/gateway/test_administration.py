@@ -30,9 +30,9 @@ from gateway.errors import (
     RouterLost,
     TritonLost,
 )
-from gateway.identity import ADMIN, Caller, Metadata
+from gateway.identity import ADMIN, Caller
 from gateway.registry import Registry
-from gateway.status import code_of
+from gateway.status import Context, code_of
 from headrace.bus.announcements import repository_key
 from headrace.bus.memory.announcements import MemoryAnnouncements
 from headrace.bus.memory.answers import MemoryAnswerHub, MemoryAnswerLinks, MemoryLink, MemoryNetwork
@@ -59,9 +59,9 @@ UNLOAD = oip.RepositoryModelUnloadRequest(model_name="simple").SerializeToString
 BAD = ModelServerStatus(code=StatusCode.NOT_FOUND.value[0], message="failed to load 'new'")
 
 
-def identify(metadata: Metadata) -> Caller:
+def who(context: Context) -> Caller:
     """Everybody who gives a name is somebody; who calls himself admin is one."""
-    name = dict(metadata).get("x-api-key")
+    name = dict(context.invocation_metadata() or ()).get("x-api-key")
     if name is None:
         raise KeyMissing
     return Caller("ops", "key-1", frozenset({ADMIN}) if name == ADMIN else frozenset())
@@ -146,7 +146,7 @@ async def started(*routers: RouterKey, seconds: float = 5.0, policy: str | None 
             registry=known,
             hub=hub,
             announcements=announcements,
-            identify=identify,
+            who=who,
             admission=admitting(policy),
             audit=Audit(lambda: 0.0),
             seconds=lambda _: seconds,
@@ -476,3 +476,40 @@ async def test_an_act_whose_caller_left_is_told_too(caplog: pytest.LogCaptureFix
 
     verdicts = [vars(record)["verdict"] for record in caplog.records if vars(record).get("event") == "administered"]
     assert verdicts == ["CANCELLED"]
+
+
+LIMITED = """\
+tenants:
+  ops:
+    models: ["*"]
+    allow: [admin]
+    limits: {concurrency: 1, calls_per_second: 0.001, burst: 2}
+"""
+
+
+async def test_administration_counts_at_the_limits_of_its_tenant(caplog: pytest.LogCaptureFixture) -> None:
+    """And what a limit refuses is no act."""
+    caplog.set_level(logging.INFO, "gateway.audit")
+    async with started(A, policy=LIMITED) as rig:
+        rig.a.outcome = answer = never()
+        running = rig.call("LogSettings")
+        await rig.a.asked.get()
+        crowded = await ended(rig.call("LogSettings"))
+        answer.set_result(b"done")
+        assert await running == b"done"
+        left = {name: value for name, value in await running.trailing_metadata() if name.startswith("x-ratelimit")}
+
+        rig.a.outcome = b"done"
+        assert await rig.call("LogSettings") == b"done"
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await rig.call("LogSettings")
+
+    assert crowded[0] is StatusCode.RESOURCE_EXHAUSTED
+    assert str(crowded[1]).startswith("The limit of 1 calls at a time for tenant ops")
+    assert (left["x-ratelimit-limit"], left["x-ratelimit-remaining"]) == ("2", "1")
+    assert str(caught.value.details()).startswith("The limit of 0.001 calls a second for tenant ops")
+    assert dict(caught.value.trailing_metadata())["x-ratelimit-remaining"] == "0"
+    acts = [vars(record)["verdict"] for record in caplog.records if vars(record).get("event") == "administered"]
+    reasons = [vars(record)["reason"] for record in caplog.records if vars(record).get("event") == "call_refused"]
+    assert acts == ["OK", "OK"]
+    assert reasons == ["CONCURRENCY_LIMITED", "RATE_LIMITED"]

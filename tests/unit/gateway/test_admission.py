@@ -62,7 +62,7 @@ class Door:
         self.inside.append(gate)
 
     def leave(self) -> None:
-        self.admission.leave(self.inside.pop(0))
+        self.admission.leave(self.inside.pop(0), answered_bytes=10)
 
 
 def door(text: str) -> Door:
@@ -243,6 +243,81 @@ def test_refusals_are_counted_by_reason() -> None:
         at.come()
 
     assert at.admission.refused == {"CONCURRENCY_LIMITED": 2}
+
+
+# Calls that run no model.
+
+
+def asked(at: Door, caller: Caller = ONE) -> type[Limited] | None:
+    """How a caller's question is refused; None where it was answered."""
+    tenant = at.admission.require(caller, MethodClass.METADATA, method="m")
+    try:
+        with at.admission.counted(at.admission.asking(caller, tenant), caller, method="m"):
+            return None
+    except Limited as refusal:
+        return type(refusal)
+
+
+def test_what_runs_no_model_counts_at_the_rates_of_tenant_and_key_with_what_does() -> None:
+    at = door(policy("    limits: {calls_per_second: 1, burst: 4}\n    each_key: {calls_per_second: 1, burst: 3}"))
+
+    assert [asked(at), at.come(), asked(at), asked(at), at.come()] == [None, None, None, RateLimited, RateLimited]
+    assert [asked(at, TWO), asked(at, TWO), at.come(TWO)] == [None, RateLimited, RateLimited]
+    assert asked(at, OTHER) is None
+
+
+def test_what_runs_no_model_takes_a_place_of_tenant_and_key_while_it_runs() -> None:
+    at = door(policy("    limits: {concurrency: 3}\n    each_key: {concurrency: 2}"))
+    tenant = at.admission.require(ONE, MethodClass.METADATA, method="m")
+    gate = at.admission.asking(ONE, tenant)
+
+    with at.admission.counted(gate, ONE, method="m"):
+        assert [at.come(), at.come(), asked(at)] == [None, ConcurrencyLimited, ConcurrencyLimited]
+        assert [at.come(TWO), asked(at, TWO)] == [None, ConcurrencyLimited]
+    with pytest.raises(KeyError), at.admission.counted(gate, ONE, method="m"):
+        raise KeyError
+    assert at.come() is None
+    assert at.come() is ConcurrencyLimited
+
+
+@pytest.mark.parametrize(
+    ("acme", "rest"),
+    [
+        ("    limits: {bytes_per_second: 1, request_bytes: 1}", ""),
+        ('    by_model:\n      "*": {concurrency: 1, calls_per_second: 0.001}', ""),
+        ("", 'models:\n  "*": {concurrency: 1, calls_per_second: 0.001}'),
+        ("", "gateway: {concurrency: 1, calls_per_second: 0.001}"),
+    ],
+)
+def test_what_runs_no_model_counts_at_nothing_else(acme: str, rest: str) -> None:
+    at = door(policy(acme, rest))
+    at.come(size=1)
+
+    assert [asked(at) for _ in range(5)] == [None] * 5
+
+
+def test_a_question_that_is_refused_is_told_as_a_call_is() -> None:
+    at = door(policy("    limits: {calls_per_second: 2, burst: 1}"))
+    assert asked(at) is None
+    tenant = at.admission.require(ONE, MethodClass.METADATA, method="m")
+    gate = at.admission.asking(ONE, tenant)
+
+    with pytest.raises(RateLimited) as caught, at.admission.counted(gate, ONE, method="m"):
+        pass
+
+    assert caught.value.retry_after_seconds == pytest.approx(0.5)
+    assert caught.value.left == at.admission.left(gate) == (1, 0, 1)
+    assert caught.value.metadata == {"scope": "tenant acme", "limit": "2"}
+    assert at.admission.refused == {"RATE_LIMITED": 1}
+
+
+def test_another_policy_holds_for_questions_too() -> None:
+    at = door(policy("    limits: {calls_per_second: 0.001}"))
+    assert [asked(at), asked(at)] == [None, RateLimited]
+
+    at.admission.change(read_policy(policy()))
+
+    assert asked(at) is None
 
 
 # Another policy.

@@ -16,6 +16,7 @@ from gateway.administration import SERVICE
 from gateway.app import Gateway
 from gateway.calls import TAKE_OVER_SECONDS, Call
 from gateway.errors import RouterLost
+from gateway.failures import Failures
 from gateway.infer import METHOD as MODEL_INFER
 from gateway.registry import ROUTER_SILENCE_SECONDS
 from gateway.settings import (
@@ -268,6 +269,21 @@ async def test_a_gateway_that_leaves_lets_administration_end(gateway: Gateway, t
 
         await draining
         assert await call == b"done"
+
+
+async def test_a_gateway_that_leaves_keeps_no_refusal_back(gateway: Gateway) -> None:
+    gateway.access.slowed._failures = Failures(burst=1, delay_seconds=3600)
+    async with grpc.aio.insecure_channel(f"{LOOPBACK}:{gateway._port}") as channel:
+        made: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(f"/{SERVICE}/ServerLive")
+        late = [made(b"", timeout=PATIENCE_SECONDS) for _ in range(3)]
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while gateway.access.slowed.waiting < len(late) - 1:
+                await asked(channel, f"/{SERVICE}/ServerLive")
+
+        await gateway.drain()
+
+        assert [await reason(call) for call in late] == ["KEY_MISSING"] * 3
+        assert gateway.access.slowed.waiting == 0
 
 
 async def test_what_comes_over_a_routers_stream_is_a_sign_of_its_life(gateway: Gateway, tmp_path: Path) -> None:

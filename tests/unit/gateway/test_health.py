@@ -9,7 +9,8 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from gateway import health as health_module
 from gateway.audit import Audit
-from gateway.errors import GatewayFull, KeyMissing, ServiceUnknown, ShuttingDown
+from gateway.errors import GatewayFull, KeyInvalid, KeyMissing, ServiceUnknown, ShuttingDown
+from gateway.failures import Failures, Slowed
 from gateway.health import Health
 from gateway.identity import Caller, Metadata
 from gateway.policy.document import read_policy
@@ -47,9 +48,12 @@ IDENTIFIED = cast("Context", FakeContext([("x-api-key", "k")]))
 ANONYMOUS = cast("Context", FakeContext([]))
 
 
-def identify(metadata: Metadata) -> Caller:
+def who(context: Context) -> Caller:
+    metadata = context.invocation_metadata() or ()
     if ("x-api-key", "k") in metadata:
         return Caller("t", "k")
+    if metadata:
+        raise KeyInvalid
     raise KeyMissing
 
 
@@ -60,7 +64,7 @@ def known() -> Registry:
 
 @pytest.fixture
 def health(known: Registry) -> Health:
-    made = Health(known, identify, admitting(), Audit(lambda: 0.0))
+    made = Health(known, who, admitting(), Audit(lambda: 0.0), Slowed(Failures()))
     made.serve()
     return made
 
@@ -95,7 +99,7 @@ async def quiet(watching: AsyncGenerator[HealthCheckResponse, None]) -> "asyncio
 
 @pytest.mark.parametrize("name", ["", SERVICE])
 async def test_the_gateway_serves_between_serve_and_drain(known: Registry, name: str) -> None:
-    health = Health(known, identify, admitting(), Audit(lambda: 0.0))
+    health = Health(known, who, admitting(), Audit(lambda: 0.0), Slowed(Failures()))
 
     assert await status(health, name, ANONYMOUS) == NOT_SERVING
     health.serve()
@@ -117,6 +121,37 @@ async def test_strangers_learn_nothing_of_models(health: Health, name: str, cont
     with pytest.raises(ServiceUnknown):
         await status(health, name, context)
     assert await told(watch(health, name, context)) == SERVICE_UNKNOWN
+
+
+GUESSING = cast("Context", FakeContext([("x-api-key", "guess")]))
+
+
+@pytest.mark.parametrize("ask", ["check", "watch"])
+async def test_who_guesses_at_keys_is_told_nothing_and_late(known: Registry, ask: str) -> None:
+    """Health would tell a good key from a bad one; who has none, such as a balancer, is never slowed."""
+    slowed = Slowed(Failures(burst=2, delay_seconds=3600))
+    health = Health(known, who, admitting(), Audit(lambda: 0.0), slowed)
+    for context in [ANONYMOUS] * 5 + [GUESSING] * 2:
+        with pytest.raises(ServiceUnknown):
+            await status(health, "simple", context)
+
+    async def asked(context: Context) -> int:
+        if ask == "watch":
+            return await told(watch(health, "simple", context))
+        try:
+            return await status(health, "simple", context)
+        except ServiceUnknown:
+            return SERVICE_UNKNOWN
+
+    late = asyncio.create_task(asked(GUESSING))
+    assert await asked(IDENTIFIED) == NOT_SERVING
+    assert await asked(ANONYMOUS) == SERVICE_UNKNOWN
+    assert await status(health, "", GUESSING) == NOT_SERVING
+    await asyncio.wait({late}, timeout=0)
+    assert slowed.waiting == 1
+    assert not late.done()
+    slowed.release()
+    assert await late == SERVICE_UNKNOWN
 
 
 async def test_a_stranger_who_watches_a_model_hears_nothing_of_it(health: Health, known: Registry) -> None:
@@ -231,7 +266,7 @@ async def test_a_watch_follows_the_policy_and_the_keys(known: Registry) -> None:
     """What a caller may not see any more becomes unknown, also in a watch that stands."""
     known.attached(A)
     admission = admitting("tenants: {t: {models: [simple]}}")
-    health = Health(known, identify, admission, Audit(lambda: 0.0))
+    health = Health(known, who, admission, Audit(lambda: 0.0), Slowed(Failures()))
     health.serve()
     watching = watch(health, "simple")
     assert await told(watching) == SERVING

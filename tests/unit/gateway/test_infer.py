@@ -1,10 +1,12 @@
 """ModelInfer between the twins of its neighbours: a caller on a real connection, the log and the routers behind."""
 
 import asyncio
+import gzip
 import time
+import zlib
 from collections import Counter
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +22,7 @@ from gateway.admission import Admission
 from gateway.calls import WaitingCalls
 from gateway.identity import Caller
 from gateway.infer import METHOD, CallTerms, ModelInfer, random_ids
+from gateway.quotas import Accounts
 from gateway.registry import Registry
 from gateway.status import Handler
 from headrace.bus.envelope import read_envelope
@@ -39,6 +42,7 @@ from headrace.bus.protocols import (
     TopicPartition,
 )
 from headrace.bus.topics import request_topic
+from headrace.bus.usage import UsageMeter
 from headrace.bus.v1.envelope_pb2 import METHOD_MODEL_INFER, Metadatum
 from headrace.bus.v1.reply_pb2 import ModelServerStatus
 from tests.unit.gateway.admitting import admitting
@@ -174,6 +178,7 @@ async def started(
     max_bytes: int = 2 * LIMIT,
     publisher: RequestPublisher | None = None,
     admission: Admission | None = None,
+    usage: UsageMeter | None = None,
     **terms: Any,
 ) -> AsyncIterator[Rig]:
     """The call path on a port of its own, and a router that is attached and reads the log."""
@@ -206,6 +211,7 @@ async def started(
             publisher=publisher or MemoryPublisher(log, on_failure=calls.publish_failed),
             hub=hub,
             admission=admission or admitting(),
+            usage=usage or UsageMeter("gateway/a/1"),
         )
         server = grpc.aio.server()
         service, method = METHOD.strip("/").split("/")
@@ -258,6 +264,24 @@ def micros() -> int:
 # What goes, and what comes back.
 
 
+@pytest.mark.parametrize("pack", [gzip.compress, zlib.compress])
+async def test_a_compressed_request_is_the_same_call(rig: Rig, pack: Callable[[bytes], bytes]) -> None:
+    """As gRPC hands it over, which is told to leave it packed."""
+    call = rig.call(pack(REQUEST))
+
+    assert (await rig.answer(b"done")).payload == REQUEST
+    assert await call == b"done"
+
+
+async def test_what_is_too_large_inside_is_refused_like_any_other(rig: Rig) -> None:
+    large = request_for(content=bytes(LIMIT))
+
+    assert await refused(rig.call(gzip.compress(large))) == (StatusCode.RESOURCE_EXHAUSTED, "REQUEST_TOO_LARGE")
+    assert await refused(rig.call(gzip.compress(REQUEST)[:-1])) == (StatusCode.INVALID_ARGUMENT, "REQUEST_MALFORMED")
+    assert rig.infer.ended == Counter(REQUEST_TOO_LARGE=1, REQUEST_MALFORMED=1)
+    await rig.assert_nothing_is_left()
+
+
 async def test_bytes_pass_as_they_are_both_ways(rig: Rig) -> None:
     call = rig.call()
     answer = b"\x00 no message at all \xff"
@@ -268,6 +292,37 @@ async def test_bytes_pass_as_they_are_both_ways(rig: Rig) -> None:
     assert await call == answer
     assert rig.infer.ended == Counter(OK=1)
     await rig.assert_nothing_is_left()
+
+
+async def test_what_is_answered_is_counted_and_what_is_not_is_not() -> None:
+    meter = UsageMeter("gateway/a/1")
+    async with started(usage=meter) as rig:
+        for outcome in (b"12345", ModelServerStatus(code=3, message="no")):
+            call = rig.call()
+            await rig.answer(outcome)
+            with suppress(grpc.aio.AioRpcError):
+                await call
+        call = rig.call()
+        await rig.answer(Failure.TRITON_LOST)
+        await failed(call)
+        [used] = meter.close()[0].entries
+
+    assert (used.tenant, used.key_id, used.model) == (TENANT, "key-1", "simple")
+    assert (used.calls, used.request_bytes, used.response_bytes) == (2, 2 * len(REQUEST), 5)
+
+
+async def test_a_call_that_nobody_answered_takes_nothing_of_a_quota() -> None:
+    accounts = Accounts(None)
+    policy = f"tenants: {{{TENANT}: {{models: ['*'], quotas: {{calls_per_day: 2}}}}}}"
+    async with started(admission=admitting(policy, accounts=accounts)) as rig:
+        for outcome, remaining in ((Failure.TRITON_LOST, 2), (b"", 1), (b"", 0)):
+            call = rig.call()
+            await rig.answer(outcome)
+            with suppress(grpc.aio.AioRpcError):
+                await call
+                told = dict(await call.trailing_metadata())
+                assert str(told["x-quota"]).startswith(f"calls_per_day;limit=2;remaining={remaining};reset=")
+        assert await refused(rig.call()) == (StatusCode.RESOURCE_EXHAUSTED, "QUOTA_EXHAUSTED")
 
 
 async def test_the_envelope_tells_all_that_a_router_must_know(rig: Rig) -> None:
@@ -572,6 +627,22 @@ async def test_a_caller_who_leaves_takes_the_call_along(rig: Rig) -> None:
     await rig.answer(b"")
     await other
     assert rig.calls.strays == 1
+
+
+async def test_a_caller_who_leaves_frees_its_place_at_once() -> None:
+    """And no call that a limit refused took one."""
+    policy = f"tenants: {{{TENANT}: {{models: [simple], limits: {{concurrency: 1}}}}}}"
+    async with started(admission=admitting(policy)) as rig:
+        for _ in range(3):
+            call = rig.call()
+            record = await rig.record()
+            assert await refused(rig.call()) == (StatusCode.RESOURCE_EXHAUSTED, "CONCURRENCY_LIMITED")
+            call.cancel()
+            assert (await rig.cancellation())[0] == record.call_id
+
+        last = rig.call()
+        await rig.answer(b"done")
+        assert await last == b"done"
 
 
 class Queueing:

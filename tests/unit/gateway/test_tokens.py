@@ -23,8 +23,9 @@ from joserfc.jwk import ECKey, OKPKey, RSAKey
 from joserfc.jws import JWSRegistry
 from pydantic import ValidationError
 
+from gateway.callers import Callers
 from gateway.errors import KeyInvalid
-from gateway.identity import Caller, KeyFile, identify_by
+from gateway.identity import Caller, KeyFile
 from gateway.settings import TokenIssuerSettings
 from gateway.tokens import Tokens
 from headrace.runtime.settings import SettingsError
@@ -256,10 +257,13 @@ def test_tokens_serve_beside_keys(issuer: Issuer, tmp_path: Path) -> None:
     short = OKPKey.generate_key("Ed25519")
     jwks = tmp_path / "jwks.json"
     jwks.write_text(json.dumps({"keys": [public(short, "e")]}))
-    identify = identify_by(KeyFile(path), Tokens(settings(jwks), clock=Clock()))
+    identify = Callers([KeyFile(path), Tokens(settings(jwks), clock=Clock())]).by_metadata
 
-    assert identify([("x-api-key", "hr_a_s")]).tenant == "ops"
-    assert identify([("authorization", f"Bearer {issuer.token(alg='EdDSA', kid='e', key=short)}")]).tenant == "billing"
+    by_key = identify([("x-api-key", "hr_a_s")])
+    by_token = identify([("authorization", f"Bearer {issuer.token(alg='EdDSA', kid='e', key=short)}")])
+    assert by_key is not None
+    assert by_token is not None
+    assert (by_key.tenant, by_token.tenant) == ("ops", "billing")
     with pytest.raises(KeyInvalid):
         identify([("x-api-key", "hr_a_t")])
 

@@ -100,8 +100,16 @@ class Rig:
         self.log = MemoryRequestLog()
         self.network = MemoryNetwork()
         self.server = WaitingServer()
+        self.now = 0.0
+        """The intake's clock."""
+        self.used: list[tuple[str, str, float]] = []
+        """Tenant, topic and seconds of calls that were with the model server."""
         self.intake = Intake(
-            triton=self.server, max_waiting_bytes=max_waiting_bytes, triton_lost=self._look_after_triton
+            triton=self.server,
+            max_waiting_bytes=max_waiting_bytes,
+            triton_lost=self._look_after_triton,
+            used=lambda *used: self.used.append(used),
+            clock=lambda: self.now,
         )
         self.consumer = MemoryConsumer(self.log, group=GROUP, events=self)
         self.links = MemoryAnswerLinks(self.network, router=RouterKey("r", 1), pool=POOL, events=self)
@@ -145,6 +153,7 @@ class Rig:
         method: Method = METHOD_MODEL_INFER,
         schema_version: int = SCHEMA_VERSION,
         metadata: Sequence[Metadatum] = (),
+        tenant: str = "acme",
     ) -> tuple[TopicPartition, int]:
         """Put a call into the log. Returns where it stands."""
         place = TopicPartition(topic, partition)
@@ -156,6 +165,7 @@ class Rig:
             reply_incarnation=gateway[1],
             expire_time_unix_micros=micros(seconds),
             attempt=attempt,
+            tenant=tenant,
             metadata=metadata,
         )
         offset = self.log.append(place, call_id, envelope.SerializeToString(), call_id if payload is None else payload)

@@ -6,7 +6,7 @@ import logging
 import pytest
 
 from headrace.bus.memory.requests import MemoryConsumer
-from headrace.bus.protocols import Failure, LinkState, TopicPartition
+from headrace.bus.protocols import Failure, LinkState, Outcome, TopicPartition
 from headrace.bus.v1.envelope_pb2 import METHOD_UNSPECIFIED, Metadatum
 from headrace.bus.v1.reply_pb2 import ModelServerStatus
 from tests.unit.router.conftest import MakeRig
@@ -48,6 +48,64 @@ async def test_what_the_model_server_says_of_a_call_goes_home_as_it_is(rigged: M
     await settle()
 
     assert rig.answers.heard == [(b"c0", 1, status), (b"c1", 1, Failure.TRITON_LOST), (b"c2", 1, Failure.INTERNAL)]
+
+
+async def test_how_long_a_call_was_with_the_model_server_is_told_of_its_tenant_and_model(rigged: MakeRig) -> None:
+    """However it ends; the time that it waited for its turn is none of it."""
+    rig = rigged()
+    await rig.start({"t": 1})
+    for number, call_id in enumerate(ids(5)):
+        rig.publish(call_id, tenant=f"tenant-{number}")
+    await settle()
+    assert rig.used == []
+
+    ends: list[Outcome | Exception] = [
+        b"answer",
+        ModelServerStatus(code=3, message="no"),
+        Failure.TRITON_LOST,
+        RuntimeError("unforeseen"),
+    ]
+    for number, end in enumerate(ends):
+        rig.now += 1 + number
+        rig.server.finish(b"c%d" % number, end)
+        await settle()
+    rig.now += 7
+    rig.cancelled(b"c4", 1, micros(AN_HOUR))
+    await settle()
+
+    assert rig.used == [
+        ("tenant-0", "t", 1),
+        ("tenant-1", "t", 2),
+        ("tenant-2", "t", 3),
+        ("tenant-3", "t", 4),
+        ("tenant-4", "t", 7),
+    ]
+
+
+async def test_what_the_model_server_never_had_takes_none_of_its_time(rigged: MakeRig) -> None:
+    rig = rigged()
+    await rig.start({"t": 1})
+
+    rig.publish(b"late", seconds=-1)
+    rig.publish(b"strange", method=METHOD_UNSPECIFIED)
+    rig.publish(b"old", gateway=(GATEWAY, INCARNATION + 1))
+    await settle()
+
+    assert rig.intake.ended.total() == 3
+    assert rig.used == []
+
+
+async def test_the_time_of_what_is_cut_off_counts(rigged: MakeRig) -> None:
+    rig = rigged()
+    await rig.start({"t": 2})
+    for call_id in ids(2):
+        rig.publish(call_id)
+    await settle()
+    rig.now += 3
+
+    await rig.intake.cancel_running()
+
+    assert rig.used == [("acme", "t", 3), ("acme", "t", 3)]
 
 
 async def test_no_more_run_than_the_window_and_no_more_wait_than_another_one(rigged: MakeRig) -> None:

@@ -118,6 +118,31 @@ def test_a_mistake_is_told_with_its_line(edit: tuple[str, str], wanted: list[str
         assert line in str(mistakes)
 
 
+def test_a_certificate_may_be_claimed_once_and_is_told_with_its_line() -> None:
+    text = """\
+tenants:
+  acme:
+    models: []
+    certificates: ["spiffe://example.org/acme/*", Billing.acme.example]
+  other:
+    models: []
+    certificates:
+      - other.example
+      - billing.acme.example
+      - spiffe://example.org/acme/x
+      - "*.example"
+"""
+    told_of = str(told(text)).splitlines()
+
+    assert [line.partition(":")[0] for line in told_of] == ["line 11"], "what is wrong in itself comes first"
+    assert str(told(text.replace('"*.example"', "fine.example"))).splitlines() == [
+        "line 9: tenants.other.certificates.1: tenant acme claims this already",
+        "line 10: tenants.other.certificates.2: tenant acme claims this already",
+    ]
+    read = read_policy(text.replace('"*.example"', "fine.example").replace("acme/x", "y").replace("- billing.", "- "))
+    assert read.tenants["acme"].certificates == ("spiffe://example.org/acme/*", "billing.acme.example")
+
+
 def test_all_mistakes_are_told_at_once() -> None:
     text = WHOLE.replace("allow: [infer]", "allow: [infre]").replace("concurrency: 32", "concurrency: -2")
 

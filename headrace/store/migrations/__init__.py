@@ -1,0 +1,1 @@
+"""How the tables came to be, a file for each version. See CONTRIBUTING for how to add one."""

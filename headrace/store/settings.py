@@ -1,0 +1,44 @@
+"""Where the database is: a section that the gateway and the aggregator share."""
+
+from typing import Annotated, Self
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, model_validator
+
+from headrace.runtime.settings import ReadableFile, Section
+
+_FORMS = "must be postgresql://USER@HOST:PORT/NAME or sqlite:////absolute/path.db"
+
+
+def database_url(url: str) -> str:
+    """The URL of a database that can be used. Raises ValueError, and names no part of it: it may hold a password."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        raise ValueError(_FORMS) from None
+    if parts.password is not None:
+        raise ValueError("must hold no password: put it into password_file")
+    if parts.scheme == "postgresql":
+        usable = bool(parts.hostname and parts.path.strip("/")) and not parts.fragment
+    else:
+        usable = parts.scheme == "sqlite" and not parts.netloc and url.startswith("sqlite:////") and port is None
+        usable = usable and not parts.query and not parts.fragment and not parts.path.endswith("/")
+    if not usable:
+        raise ValueError(_FORMS)
+    return url
+
+
+class DatabaseSettings(Section):
+    """Tenants, keys and usage."""
+
+    url: Annotated[str, AfterValidator(database_url)] | None = None
+    """`postgresql://USER@HOST:PORT/NAME`, with `?sslmode=…` and other words of libpq, or `sqlite:////PATH`."""
+    password_file: ReadableFile | None = None
+    """PostgreSQL's password."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.password_file is not None and (self.url is None or not self.url.startswith("postgresql")):
+            raise ValueError("password_file needs a url of PostgreSQL beside it")
+        return self
