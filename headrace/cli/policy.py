@@ -74,11 +74,13 @@ def _show(
         headrace limits show sample
     """
     from gateway.policy.document import load_policy  # noqa: PLC0415  slow to import
-    from gateway.policy.model import Limits, plain  # noqa: PLC0415
+    from gateway.policy.model import Limits, Policy, plain  # noqa: PLC0415
     from headrace.runtime.settings import SettingsError  # noqa: PLC0415
 
+    kept = resolved(state_dir) / POLICY
     try:
-        read = load_policy(file or resolved(state_dir) / POLICY)
+        # Without a policy file the database alone says what a tenant may.
+        read = load_policy(file or kept) if file is not None or kept.exists() else Policy()
     except (SettingsError, OSError) as exc:
         fail(str(exc), code=USAGE)
     known = read.tenant(tenant)
