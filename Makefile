@@ -59,7 +59,7 @@ run: $(LOCAL) ## Start the whole stack on this machine; options as ARGS="--repli
 	@exec $(BIN)/headrace up $(ARGS)
 
 test: $(DEV) ## Run the tests; pytest's options as ARGS="-k registry"
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 coverage: $(DEV) ## Fail where the quick tests cover less of the code than before
 	@rm -f .coverage .coverage.*

@@ -1,4 +1,4 @@
-"""`headrace up` as a process, with stand-ins for gateway and router: what it says, and that it leaves nothing."""
+"""`headrace up` as a process, with stand-ins for its processes: what it says, and that it leaves nothing."""
 
 import json
 import os
@@ -79,7 +79,7 @@ class Up:
 def state_dir(tmp_path: Path) -> Path:
     folder = tmp_path / "state"
     folder.mkdir()
-    for name in ("gateway", "router"):
+    for name in ("gateway", "router", "aggregator"):
         (folder / f"{name}.py").write_text(STAND_IN)
     return folder
 
@@ -130,7 +130,7 @@ def test_the_ready_line_names_every_endpoint(state_dir: Path, somewhere: str) ->
     assert ready["triton"] == [{"grpc": somewhere}]
     assert ready["api_key"] == "my own key"
     assert ready["state_dir"] == str(state_dir)
-    assert ready["pids"].keys() == {"gateway-0", "gateway-1", "router-0"}
+    assert ready["pids"].keys() == {"gateway-0", "gateway-1", "router-0", "aggregator"}
 
 
 def test_the_generated_key_is_kept_from_start_to_start(state_dir: Path, somewhere: str) -> None:
@@ -166,7 +166,11 @@ def test_one_signal_stops_everything_in_order(state_dir: Path, somewhere: str, n
         assert up.process.wait(20) == 0
         assert up.process.stdout is not None
         stopped = [json.loads(line) for line in up.process.stdout]
-    assert [said["name"] for said in stopped if said.get("state") == "stopped"] == ["gateway-0", "router-0"]
+    assert [said["name"] for said in stopped if said.get("state") == "stopped"] == [
+        "gateway-0",
+        "router-0",
+        "aggregator",
+    ]
     _all_gone(belonging)
     assert not (state_dir / "stack.json").exists()
 
