@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -47,7 +48,8 @@ def test_the_limited_example_meets_the_limit_of_the_sample_key(few_models: Path,
 
     assert told.returncode == 0, told.stderr
     assert "sees       simple\n" in told.stdout
-    assert "answered   5\n" in told.stdout
+    # Five at once, of which asking what there is was one; a slow machine has the next one already.
+    assert re.search(r"^answered   [45]$", told.stdout, re.MULTILINE)
     assert "refused    RATE_LIMITED: The limit of 2 calls a second for tenant sample is used up" in told.stdout
     assert "come back  in 0." in told.stdout
 
