@@ -3,13 +3,16 @@
 import asyncio
 import logging
 import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
-from aiokafka import AIOKafkaConsumer
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.conn import collect_hosts, create_conn
 from aiokafka.errors import KafkaError, SaslAuthenticationFailed, UnsupportedSaslMechanismError
 
+from headrace.bus.protocols import LogUnavailableError
 from headrace.bus.settings import KafkaSettings
 from headrace.runtime.settings import read_secret
 
@@ -107,6 +110,27 @@ async def reason(kafka: KafkaSettings, client_id: str, exc: BaseException) -> st
                 " what it asks for"
             )
     return reasons[0]
+
+
+@asynccontextmanager
+async def producing(kafka: KafkaSettings, client_id: str, *, largest_bytes: int) -> AsyncIterator[AIOKafkaProducer]:
+    """A producer for few records that must arrive. Entering raises LogUnavailableError."""
+    producer = AIOKafkaProducer(
+        **client_config(kafka, client_id),
+        acks="all",
+        linger_ms=0,
+        max_request_size=largest_bytes,
+        metadata_max_age_ms=30_000,
+    )
+    try:
+        try:
+            async with asyncio.timeout(REQUEST_SECONDS):
+                await producer.start()
+        except TROUBLE as exc:
+            raise LogUnavailableError(await reason(kafka, client_id, exc)) from None
+        yield producer
+    finally:
+        await producer.stop()
 
 
 def text_of(exc: BaseException) -> str:

@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, Self
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka import AIOKafkaConsumer
 from aiokafka import TopicPartition as AioPartition
 from aiokafka.errors import MessageSizeTooLargeError, OffsetOutOfRangeError
 
-from headrace.bus.control.client import REQUEST_SECONDS, RETRY_SECONDS, TROUBLE, client_config, reason, stop, text_of
+from headrace.bus.control.client import REQUEST_SECONDS, RETRY_SECONDS, TROUBLE, client_config, producing, stop, text_of
 from headrace.bus.protocols import LogUnavailableError, RecordTooLargeError, UsageBatch
 from headrace.bus.settings import KafkaSettings
 from headrace.bus.topics import LARGEST_USAGE_BYTES, USAGE_TOPIC
@@ -35,19 +35,9 @@ class KafkaUsage:
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as owned:
-            self._producer = AIOKafkaProducer(
-                **client_config(self._kafka, self._client_id),
-                acks="all",
-                linger_ms=0,
-                max_request_size=2 * LARGEST_USAGE_BYTES,
-                metadata_max_age_ms=30_000,
+            self._producer = await owned.enter_async_context(
+                producing(self._kafka, self._client_id, largest_bytes=2 * LARGEST_USAGE_BYTES)
             )
-            owned.push_async_callback(self._producer.stop)
-            try:
-                async with asyncio.timeout(REQUEST_SECONDS):
-                    await self._producer.start()
-            except TROUBLE as exc:
-                raise LogUnavailableError(await reason(self._kafka, self._client_id, exc)) from None
             self._owned = owned.pop_all()
         return self
 

@@ -1,8 +1,10 @@
 """Who may come in, as the settings say it."""
 
+import asyncio
 import hashlib
 import json
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -12,15 +14,34 @@ from joserfc.jwk import ECKey
 from gateway.access import Access
 from gateway.errors import KeyInvalid
 from gateway.identity import Caller
+from gateway.policy.model import Policy
 from gateway.settings import GatewaySection, IdentitySettings, Provider, ReplySettings, TokenIssuerSettings
+from headrace.runtime.settings import SettingsError
+from headrace.store.engine import Store
 from headrace.store.settings import DatabaseSettings
+from headrace.store.tenants import create_tenant
 
 KEY = "hr_a_s3cret"
+SECONDS = 20.0
 
 
-def access(identity: IdentitySettings) -> Access:
-    section = GatewaySection(reply=ReplySettings(advertised_host="gateway"), identity=identity)
-    return Access(section, DatabaseSettings(), pool="default", source="gateway/g/0", gateways=lambda: 1)
+def access(
+    identity: IdentitySettings | None = None, *, policy: Path | None = None, database: str | None = None
+) -> Access:
+    section = GatewaySection(
+        reply=ReplySettings(advertised_host="gateway"), identity=identity or IdentitySettings(), policy_file=policy
+    )
+    return Access(section, DatabaseSettings(url=database), pool="default", source="gateway/g/0", gateways=lambda: 1)
+
+
+async def policy_of(made: Access) -> Policy:
+    """What is in force once the database was read."""
+    known = asyncio.Event()
+    made.subscribe(known.set)
+    async with asyncio.timeout(SECONDS), made:
+        while not made.ready:
+            await known.wait()
+        return made.admission.policy
 
 
 def caller(made: Access, key: str) -> Caller:
@@ -61,3 +82,42 @@ async def test_each_issuer_speaks_for_its_own_tokens(tmp_path: Path) -> None:
     for issuer, signer in (("corp", "labs"), ("labs", "corp"), ("other", "corp")):
         with pytest.raises(KeyInvalid):
             caller(made, token(issuer, signer=signer))
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> str:
+    """A database with two tenants that see everything."""
+    url = f"sqlite:///{tmp_path}/headrace.db"
+    store = Store(url)
+    store.upgrade()
+    with store.transaction() as c:
+        for name in ("both", "stored"):
+            create_tenant(c, name, {"models": ["*"]}, now=datetime.now(UTC))
+    store.close()
+    return url
+
+
+async def test_of_a_tenant_in_file_and_database_the_files_word_counts(tmp_path: Path, database: str) -> None:
+    file = tmp_path / "policy.yaml"
+    file.write_text("tenants: {both: {models: [simple]}, written: {models: [x]}}\ngateway: {concurrency: 9}\n")
+
+    policy = await policy_of(access(policy=file, database=database))
+
+    models = {name: tenant.models for name, tenant in policy.tenants.items()}
+    assert models == {"both": ("simple",), "written": ("x",), "stored": ("*",)}
+    assert policy.gateway.concurrency == 9
+
+
+async def test_with_a_database_alone_who_is_not_in_it_is_granted_nothing(database: str) -> None:
+    policy = await policy_of(access(database=database))
+
+    assert policy.tenant("stored") is not None
+    assert policy.tenant("other") is None
+
+
+async def test_quotas_without_a_database_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "policy.yaml"
+    file.write_text("tenants: {acme: {models: [simple], quotas: {calls_per_day: 1}}}\n")
+
+    with pytest.raises(SettingsError, match=r"tenants\.acme\.quotas: quotas need HEADRACE_DATABASE__URL"):
+        access(policy=file)
