@@ -20,6 +20,8 @@ SLOTS_RENEW_SECONDS = 0.5
 FORGET_SECONDS = 10.0
 """A bucket that nobody uses for longer is forgotten."""
 
+_PLENTY_SHARE = 0.25
+"""Of what the shared bucket has, this much is leased ahead though nobody asked for it: a caller may want more at once."""
 _DEMAND_KEPT = 1 - TICK_SECONDS / LEASE_SECONDS  # steady use sums up to what LEASE_SECONDS of it need
 
 Mode = Literal["local_share", "deny", "allow"]
@@ -80,9 +82,9 @@ class Balance(Protocol):
 class RateBalance:
     """Tokens leased from a shared bucket.
 
-    Per gateway, `lease` tokens at most are unspent, or what the largest refused amount needs. A bucket without an
-    answer of late starts on credit: up to `start` tokens, refilled at the gateway's share of the rate, and charged to
-    the shared bucket at the next tick.
+    Per gateway, `lease` tokens at most are unspent, or what the largest refused amount needs. What is not leased and
+    should be there, by the last answer or for want of a recent one, is taken on credit: up to `start` tokens, refilled
+    at the gateway's share of the rate, and charged to the shared bucket at the next tick.
     """
 
     def __init__(self, rate_per_second: float, burst: float, mode: Mode) -> None:
@@ -131,7 +133,7 @@ class RateBalance:
         if away:
             return self._take_alone(now, amount, gateways)
         unknown = now - self._answered_at >= LEASE_EXPIRES_SECONDS
-        if unknown and self._take_on_credit(now, amount, gateways):
+        if (unknown or self._is_there(now, amount)) and self._take_on_credit(now, amount, gateways):
             return 0.0
         return self._refuse(now, amount)
 
@@ -210,6 +212,10 @@ class RateBalance:
         refilled = self._credit is None or self._credit.reset_after(now) == 0.0
         return refilled and self.quiet(now) and now - self._touched_at >= FORGET_SECONDS
 
+    def _is_there(self, now: float, amount: float) -> bool:
+        """Whether the shared bucket has it, by what was told last. Others may have taken it since."""
+        return self._shared_left(now) - self._owed - self._sent_owed >= amount
+
     def _take_on_credit(self, now: float, amount: float, gateways: int) -> bool:
         start = max(1.0, min(self.lease, self._burst) / gateways)
         if self._credit is None:
@@ -247,7 +253,7 @@ class RateBalance:
         """At most how much, and how much at least."""
         if now >= self._refused_until:
             self._forget_refused()
-        ahead = min(self.lease, max(1.0, self._demand))
+        ahead = min(self.lease, max(1.0, self._demand, self._shared_left(now) * _PLENTY_SHARE))
         if self._refused_most:
             least = self._refused_least - self._tokens
             there = self._shared_left(now) + TICK_SECONDS * self._rate >= min(least, self._shared_burst)

@@ -7,9 +7,9 @@ What is promised while Redis answers, for G gateways that agree on G:
 
 - **A rate**: in any window of t seconds at most `burst + rate * t + G * (lease + start)` is taken, with `lease =
   max(1, rate * 0.25)` and `start = max(1, min(lease, burst) / G)`. Redis leases by the algorithm of `gcra`, exactly, so
-  what is leased obeys `burst + rate * t`; a gateway may hold one lease from before the window, and may start an idle
-  bucket on `start` of credit that Redis charges at the next tick, in debt if need be. So over long windows the rate is
-  exact. A single take of more counts in place of the burst, the lease and the start. A burst of less than two ticks of
+  what is leased obeys `burst + rate * t`; a gateway may hold one lease from before the window, and may take `start`
+  on credit where the bucket should have it, which Redis charges at the next tick, in debt if need be. So over long
+  windows the rate is exact. A single take of more counts in place of the burst, the lease and the start. A burst of less than two ticks of
   the rate counts as that: what comes in between ticks must fit in. Waits that a refused take is told are estimates.
 - **Calls at a time**: never more than the limit. A gateway takes only slots that Redis has written down as its own, and
   stops to rely on them before Redis frees them: 3 s after it was heard of last.
