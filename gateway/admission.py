@@ -1,4 +1,6 @@
-"""Whether a call may come in: what its caller is granted, and what is left of the limits. Nothing here waits.
+"""Whether a call may come in: what its caller is granted, and what is left of the limits.
+
+Nothing here waits, but for a call that lacks only what other gateways may have to give: see `Admission.enter`.
 
 A policy is compiled, model by model and caller by caller, into gates: the counters that a call passes. Counters are
 known by name and outlive a change of the policy, so that an edit hands nobody a fresh allowance.
@@ -32,6 +34,8 @@ from gateway.quotas import Account, Accounts, Left, Meter
 _MAX_GATES = 100_000
 """Callers times models that are kept compiled; beyond it all are forgotten, and compiled anew as they come."""
 _NO_MODEL = ""
+_SHARED = (BytesLimited, ConcurrencyLimited, RateLimited)
+_MOST_WAITING, _MOST_WAITING_BYTES = 1000, 64 << 20
 _LONGEST_WAIT_SECONDS = 366 * 86_400.0
 
 
@@ -92,6 +96,7 @@ class Admission:
         self._audit = audit
         self._shared = shared
         self._own = own
+        self._waiting = self._waiting_bytes = 0
         self._gates: dict[tuple[Caller, str], Gate] = {}
         self._policy = policy
         accounts.change(_quotas(policy))
@@ -158,25 +163,58 @@ class Admission:
         self.require(caller, MethodClass.INFER, method=method)
         return self._refused(refusal, caller, method, call_id.hex())
 
-    def enter(self, gate: Gate, caller: Caller, model: str, size: int, *, method: str, call_id: bytes) -> None:
+    async def enter(self, gate: Gate, caller: Caller, model: str, size: int, *, method: str, call_id: bytes) -> None:
         """Count a call. `leave` follows when it has ended, whatever became of it.
+
+        Waits only for what gateways share, where it should be there and is not leased to this one yet: two ticks at
+        most, for a bounded number of calls at a time.
 
         Raises RequestTooLarge, QuotaExhausted, ConcurrencyLimited, RateLimited or BytesLimited, and nothing is counted.
         """
+        refusal = self._entered(gate, size)
+        if isinstance(refusal, _SHARED) and self._shared is not self._own and self._want(gate, size):
+            self._waiting += 1
+            self._waiting_bytes += size
+            try:
+                await self._shared.settled()
+            finally:
+                self._waiting -= 1
+                self._waiting_bytes -= size
+            refusal = self._entered(gate, size)
+        if refusal is not None:
+            raise self._refused(refusal, caller, method, call_id.hex(), model)
+
+    def _entered(self, gate: Gate, size: int) -> Refusal | None:
         if gate.request_bytes is not None and size > gate.request_bytes:
-            too_large = RequestTooLarge(limit_bytes=str(gate.request_bytes))
-            raise self._refused(too_large, caller, method, call_id.hex(), model)
+            return RequestTooLarge(limit_bytes=str(gate.request_bytes))
         account = gate.account
         if account is not None:
             exhausted = account.exhausted()
             if exhausted is not None:
-                raise self._refused(self._exhausted(account, exhausted), caller, method, call_id.hex(), model)
+                return self._exhausted(account, exhausted)
         if gate.slots or gate.calls or gate.bytes:
             refusal = self._counted(gate, size)
             if refusal is not None:
-                raise self._refused(refusal, caller, method, call_id.hex(), model)
+                return refusal
         if account is not None:
             account.begin()
+        return None
+
+    def _want(self, gate: Gate, size: int) -> bool:
+        """Ask every counter of a gate for what a call needs. False, and nothing is asked, where that is of no use."""
+        if self._waiting >= _MOST_WAITING or self._waiting_bytes + size > _MOST_WAITING_BYTES:
+            return False
+        now = self._clock()
+        rates = [*((each.rate, 1.0) for each in gate.calls), *((each.rate, float(size)) for each in gate.bytes)]
+        if not all(rate.soon(now, amount) for rate, amount in rates) or not all(
+            each.slots.soon() for each in gate.slots
+        ):
+            return False
+        for rate, amount in rates:
+            rate.want(amount)
+        for each in gate.slots:
+            each.slots.want()
+        return True
 
     def quotas_left(self, account: Account) -> list[Left]:
         """What is left of a tenant's quotas."""

@@ -187,7 +187,7 @@ class ModelInfer:
         gate = None if model is None else self._admission.gate(caller, name, method=METHOD)
         if model is None or gate is None:
             raise self._admission.unseen(caller, self._unknown(name), method=METHOD, call_id=call_id)
-        self._admission.enter(gate, caller, name, len(request), method=METHOD, call_id=call_id)
+        await self._admission.enter(gate, caller, name, len(request), method=METHOD, call_id=call_id)
         answered: int | None = None
         try:
             outcome = await self._run(model, call_id, base, request, context)

@@ -19,6 +19,14 @@ class Rate(Protocol):
         """Take from the bucket. Returns 0.0 when taken, else in how many seconds to try the same again."""
         ...
 
+    def soon(self, now: float, amount: float) -> bool:
+        """Whether it is there, or may be at the next settlement if it is wanted."""
+        ...
+
+    def want(self, amount: float) -> None:
+        """Ask for so much at the next settlement."""
+        ...
+
     def left(self, now: float) -> float:
         """How much is in the bucket; negative while it is in debt."""
         ...
@@ -37,6 +45,14 @@ class Concurrency(Protocol):
 
     def take(self) -> bool:
         """Take a slot, to be released exactly once. False where none is free; nothing is taken then."""
+        ...
+
+    def soon(self) -> bool:
+        """Whether one is free, or may be at the next settlement if it is wanted."""
+        ...
+
+    def want(self) -> None:
+        """Ask for one at the next settlement."""
         ...
 
     def release(self) -> None:
@@ -58,4 +74,8 @@ class Counters(Protocol):
 
     def slots(self, name: str, most: int) -> Concurrency:
         """Calls at a time."""
+        ...
+
+    async def settled(self) -> None:
+        """Return when what was wanted before is there, or is not to be had: after a fraction of a second at most."""
         ...

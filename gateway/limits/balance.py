@@ -21,7 +21,7 @@ FORGET_SECONDS = 10.0
 """A bucket that nobody uses for longer is forgotten."""
 
 _PLENTY_SHARE = 0.25
-"""Of what the shared bucket has, this much is leased ahead though nobody asked for it: a caller may want more at once."""
+"""Of what the shared bucket has, so much is leased ahead though nobody needs it: more may come at once."""
 _DEMAND_KEPT = 1 - TICK_SECONDS / LEASE_SECONDS  # steady use sums up to what LEASE_SECONDS of it need
 
 Mode = Literal["local_share", "deny", "allow"]
@@ -98,6 +98,7 @@ class RateBalance:
         self._sent_spent = 0.0  # that part of it which the share will tell again
         self._used = 0.0  # taken or refused since the last tick
         self._demand = 0.0
+        self._wanted = 0.0  # since the last tick, by calls that wait for it
         self._refused_least = math.inf
         self._refused_most = 0.0
         self._refused_until = -math.inf
@@ -136,6 +137,14 @@ class RateBalance:
         if (unknown or self._is_there(now, amount)) and self._take_on_credit(now, amount, gateways):
             return 0.0
         return self._refuse(now, amount)
+
+    def soon(self, now: float, amount: float, *, away: bool) -> bool:
+        """As `Rate.soon`."""
+        return not away and self._is_there(now, self._wanted + amount)
+
+    def want(self, amount: float) -> None:
+        """As `Rate.want`."""
+        self._wanted += amount
 
     def give_back(self, amount: float) -> None:
         """Undo a take, or a part of one; it goes back to the shared bucket at the next tick."""
@@ -204,7 +213,7 @@ class RateBalance:
 
     def quiet(self, now: float) -> bool:
         """Whether nothing is held, owed or waited for."""
-        nothing = not (self._tokens or self._owed or self._back or self._used)
+        nothing = not (self._tokens or self._owed or self._back or self._used or self._wanted)
         return nothing and self._share is None and now >= self._refused_until
 
     def forgettable(self, now: float) -> bool:
@@ -254,11 +263,14 @@ class RateBalance:
         if now >= self._refused_until:
             self._forget_refused()
         ahead = min(self.lease, max(1.0, self._demand, self._shared_left(now) * _PLENTY_SHARE))
+        wanted, self._wanted = self._wanted, 0.0
+        if wanted > self._tokens:
+            ahead, used = max(ahead, wanted), max(used, wanted)
         if self._refused_most:
             least = self._refused_least - self._tokens
             there = self._shared_left(now) + TICK_SECONDS * self._rate >= min(least, self._shared_burst)
             return (max(ahead, self._refused_most) - self._tokens, least) if there else (0.0, 0.0)
-        if used and self._tokens < ahead / 2:
+        if used and self._tokens < max(wanted, ahead / 2):
             want = ahead - self._tokens
             return want, min(want, 1.0)
         return 0.0, 0.0
@@ -292,9 +304,11 @@ class SlotsBalance:
         self._held_until = -math.inf
         self._renew_at = -math.inf
         self._target = most
+        self._used_up = False  # the last answer was less than what was wished for
         self._wished = 0
         self._peak = 0  # in use at a time since the last tick
         self._refused = 0  # since the last tick
+        self._wanted = 0  # since the last tick, by calls that wait for one
         self._demand = 0
         self._touched_at = -math.inf
 
@@ -317,6 +331,15 @@ class SlotsBalance:
         self._in_use += 1
         self._peak = max(self._peak, self._in_use)
         return True
+
+    def soon(self, now: float, *, away: bool) -> bool:
+        """As `Concurrency.soon`: not where the last answer was less than what was wished for."""
+        used_up = self._used_up and now < self._held_until
+        return not away and not used_up and self._in_use + self._wanted < self._most
+
+    def want(self) -> None:
+        """As `Concurrency.want`."""
+        self._wanted += 1
 
     def release(self) -> None:
         """Free a slot that was taken. Raises ValueError where none was."""
@@ -341,6 +364,7 @@ class SlotsBalance:
         """Redis granted `first`; more than `second` would be more than a fair part."""
         self._held = int(first)
         self._target = int(second)
+        self._used_up = self._target < self._wished
         # Redis counts from when it was asked, which was later.
         self._held_until = asked_at + SLOTS_EXPIRE_SECONDS - TICK_SECONDS
         self._renew_at = asked_at + SLOTS_RENEW_SECONDS
@@ -356,7 +380,7 @@ class SlotsBalance:
 
     def quiet(self, now: float) -> bool:
         """Whether nothing is in use, held or wished for."""
-        unused = not (self._in_use or self._peak or self._refused or self._demand)
+        unused = not (self._in_use or self._peak or self._refused or self._wanted or self._demand)
         return unused and (not (self._held or self._wished) or now >= self._held_until)
 
     def forgettable(self, now: float) -> bool:
@@ -375,8 +399,8 @@ class SlotsBalance:
 
     def _wish(self) -> int:
         """What was needed of late, and a quarter more. Rises at once, falls slowly."""
-        needed = min(self._most, max(self._peak, self._in_use) + self._refused)
-        self._peak = self._refused = 0
+        needed = min(self._most, max(self._peak, self._in_use) + max(self._refused, self._wanted))
+        self._peak = self._refused = self._wanted = 0
         if needed < self._demand:
             needed = max(needed, self._demand - max(1, (self._demand - needed) // 8))
         self._demand = needed

@@ -26,6 +26,13 @@ class Slots:
         self._in_use += 1
         return True
 
+    def soon(self) -> bool:
+        """Whether one is free."""
+        return self._in_use < self._most
+
+    def want(self) -> None:
+        """Nobody else counts, so there is nobody to ask."""
+
     def release(self) -> None:
         """Free a slot that was taken. Raises ValueError where none was."""
         if self._in_use == 0:

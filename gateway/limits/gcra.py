@@ -46,6 +46,13 @@ class Gcra:
         self._full_at = full_at + amount / self._rate
         return 0.0
 
+    def soon(self, now: float, amount: float) -> bool:
+        """Whether it is there."""
+        return self.left(now) >= min(amount, self._burst)
+
+    def want(self, amount: float) -> None:
+        """Nobody else counts, so there is nobody to ask."""
+
     def left(self, now: float) -> float:
         """What could be taken now; negative while in debt."""
         return self._burst - self.reset_after(now) * self._rate

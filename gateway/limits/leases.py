@@ -9,13 +9,15 @@ What is promised while Redis answers, for G gateways that agree on G:
   max(1, rate * 0.25)` and `start = max(1, min(lease, burst) / G)`. Redis leases by the algorithm of `gcra`, exactly, so
   what is leased obeys `burst + rate * t`; a gateway may hold one lease from before the window, and may take `start`
   on credit where the bucket should have it, which Redis charges at the next tick, in debt if need be. So over long
-  windows the rate is exact. A single take of more counts in place of the burst, the lease and the start. A burst of less than two ticks of
-  the rate counts as that: what comes in between ticks must fit in. Waits that a refused take is told are estimates.
+  windows the rate is exact. A single take of more counts in place of the burst, the lease and the start. A burst of
+  less than two ticks of the rate counts as that: what comes in between ticks must fit in. Waits that a refused take is
+  told are estimates.
 - **Calls at a time**: never more than the limit. A gateway takes only slots that Redis has written down as its own, and
   stops to rely on them before Redis frees them: 3 s after it was heard of last.
-- **No call waits**: every take is decided at once from what is in hand. The first call of an idle bucket takes from
-  its start, the first slot is one that Redis keeps for every gateway. Where a limit has fewer slots than there are
-  gateways, none is kept: an idle gateway's first call is refused, and the slot is there a tick later if it is free.
+- **No take waits**: it is decided at once from what is in hand. The first call of an idle bucket takes from its start,
+  the first slot is one that Redis keeps for every gateway, where a limit has as many slots as there are gateways.
+- **Nobody is refused for want of a lease alone**: who lacks what is probably there says so (`want`), waits for the next
+  tick's answer (`settled`) and takes again. While Redis is away nobody waits.
 
 While Redis is away (it failed, or took longer than 100 ms) what is leased is used up first: tokens for a second, slots
 for three. Then the declared mode holds. `local_share`: every gateway alone allows the limit divided by G, and at least
@@ -81,6 +83,14 @@ class LeasedRate:
         """Take from the bucket. Returns 0.0 when taken, else in how many seconds to try the same again."""
         return self._balance.take(now, amount, gateways=self._gateways(), away=self._enter())
 
+    def soon(self, now: float, amount: float) -> bool:
+        """Whether the bucket should have it."""
+        return self._balance.soon(now, amount, away=self._enter())
+
+    def want(self, amount: float) -> None:
+        """Ask for so much to be leased by the next tick."""
+        self._balance.want(amount)
+
     def left(self, now: float) -> float:
         """How much is in the shared bucket, as far as this gateway knows."""
         return self._balance.left(now)
@@ -118,6 +128,14 @@ class LeasedSlots:
     def take(self) -> bool:
         """Take a slot, to be released exactly once. False where none is free; nothing is taken then."""
         return self._balance.take(self._clock(), gateways=self._gateways(), away=self._enter())
+
+    def soon(self) -> bool:
+        """Whether one is free, as far as this gateway knows."""
+        return self._balance.soon(self._clock(), away=self._enter())
+
+    def want(self) -> None:
+        """Ask for one to be leased by the next tick."""
+        self._balance.want()
 
     def release(self) -> None:
         """Free a slot that was taken. Raises ValueError where none was."""
@@ -159,6 +177,7 @@ class Leases:
         self._active: dict[str, Balance] = {}  # those of `_kept` that may have something to ask
         self._sweep_at = 0.0
         self._wake = asyncio.Event()
+        self._waiting: list[asyncio.Future[None]] = []  # for a tick that asks for what they want
 
     async def __aenter__(self) -> Self:
         return self
@@ -200,6 +219,14 @@ class Leases:
             balance = self._balances[key] = SlotsBalance(most, self._mode)
         return LeasedSlots(balance, partial(self._enter, key, balance), self._gateways, self._clock)
 
+    async def settled(self) -> None:
+        """Return when a tick has asked for what was wanted before, and was answered or not."""
+        told = asyncio.get_running_loop().create_future()
+        self._waiting.append(told)
+        with suppress(TimeoutError):  # nobody keeps the leases any more: what is there now is all
+            async with asyncio.timeout(self._answer_seconds + 4 * TICK_SECONDS):
+                await told
+
     async def keep(self) -> None:
         """Settle and lease, for as long as it is not cancelled. A Redis that is away is no reason to fail."""
         this = asyncio.current_task()
@@ -231,9 +258,15 @@ class Leases:
 
     async def _tick(self) -> None:
         now = self._clock()
+        waiting, self._waiting = self._waiting, []
         asked = [(key, balance, ask) for key, balance in self._active.items() if (ask := balance.ask(now))]
-        if asked or self._breaker.open:
-            await self._exchange(asked, now)
+        try:
+            if asked or self._breaker.open:
+                await self._exchange(asked, now)
+        finally:
+            for told in waiting:
+                if not told.done():
+                    told.set_result(None)
         now = self._clock()
         for key in [key for key, balance in self._active.items() if balance.quiet(now)]:
             del self._active[key]

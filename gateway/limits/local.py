@@ -33,6 +33,9 @@ class LocalCounters:
             known.change(most)
         return known
 
+    async def settled(self) -> None:
+        """Nothing is ever to be settled."""
+
     def forget(self, now: float) -> bool:
         """Forget, where there are too many, what a new counter would not differ from: full rates and unused slots.
 

@@ -10,13 +10,21 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import pytest
 from redis.asyncio import Redis
 
+from gateway.admission import Admission
+from gateway.audit import Audit
+from gateway.errors import RateLimited
+from gateway.identity import Caller
 from gateway.limits import Concurrency, Rate
 from gateway.limits.balance import Mode, RateAsk, SlotsAsk
 from gateway.limits.gcra import Gcra
 from gateway.limits.leases import MAX_BUCKETS, LeasedRate, LeasedSlots, Leases
+from gateway.limits.local import LocalCounters
 from gateway.limits.script import SCRIPT
+from gateway.policy.document import read_policy
+from gateway.quotas import Accounts
 from headrace.runtime.lifecycle import Background
 from tests.integration.redis_fixture import Valkey
+from tests.unit.gateway.admitting import at_once
 
 GATEWAYS = 3
 PATIENCE_SECONDS = 10.0
@@ -337,6 +345,55 @@ def test_no_take_ever_waits() -> None:
     for kind in (LeasedRate, LeasedSlots):
         assert not any(inspect.iscoroutinefunction(method) for _, method in inspect.getmembers(kind))
         assert not any(inspect.isasyncgenfunction(method) for _, method in inspect.getmembers(kind))
+
+
+def admission(leases: Leases, limits: str) -> Admission:
+    policy = read_policy(
+        f"tenants:\n  acme:\n    models: [simple]\n    limits: {{{limits}}}\n    each_key: {{{limits}}}\n"
+    )
+    return Admission(
+        policy,
+        clock=time.monotonic,
+        audit=Audit(time.monotonic),
+        shared=leases,
+        own=LocalCounters(),
+        accounts=Accounts(None),
+    )
+
+
+async def test_a_burst_waits_for_its_leases_and_nobody_waits_for_what_is_used_up(valkey: Valkey) -> None:
+    """From cold, at one of three gateways: all that the limits allow comes in, and the next one hears so at once."""
+    caller = Caller("acme", "key")
+    async with fleet(valkey.url) as gateways:
+        at = admission(gateways[0], "calls_per_second: 0.01, burst: 60, concurrency: 100, bytes_per_second: 1000")
+
+        async def enter() -> None:
+            gate = at.gate(caller, "simple", method="m")
+            assert gate is not None
+            await at.enter(gate, caller, "simple", 10, method="m", call_id=b"")
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(60):
+                group.create_task(enter())
+        for _ in range(10):
+            with pytest.raises(RateLimited):
+                at_once(enter())
+
+
+async def test_nobody_waits_where_nobody_leases(valkey: Valkey) -> None:
+    """Not for a Valkey that is gone, and not for longer than its answer may take."""
+    async with gateway(valkey.url, mode="local_share", answer_seconds=0.1) as leases:
+        valkey.kill()
+        await until(lambda: tried(leases), what="it is noticed")
+        slots = leases.slots("tenant", 3)
+
+        assert not slots.soon()
+        assert not leases.rate("tenant", 3, 3).soon(time.monotonic(), 1)
+
+
+def tried(leases: Leases) -> bool:
+    leases.rate("tried", 1, 1).take(time.monotonic())
+    return leases.away
 
 
 async def test_traffic_per_call_vanishes_as_the_rate_grows(valkey: Valkey) -> None:

@@ -1,6 +1,7 @@
 """Admission for tests that are about something else, and policies in one line for those that are not."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from gateway.admission import Admission
 from gateway.audit import Audit
@@ -8,6 +9,16 @@ from gateway.limits.local import LocalCounters
 from gateway.policy.document import read_policy
 from gateway.policy.model import EVERYTHING
 from gateway.quotas import Accounts
+
+
+def at_once(work: Coroutine[Any, Any, None]) -> None:
+    """Run what is not to wait for anything."""
+    try:
+        work.send(None)
+    except StopIteration:
+        return
+    work.close()
+    raise AssertionError("it waited")
 
 
 def admitting(

@@ -19,7 +19,7 @@ from gateway.identity import Caller
 from gateway.policy.document import read_policy
 from gateway.policy.model import MethodClass
 from gateway.status import status_of
-from tests.unit.gateway.admitting import admitting
+from tests.unit.gateway.admitting import admitting, at_once
 
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
 ONE, TWO = Caller("acme", "key-1"), Caller("acme", "key-2")
@@ -58,7 +58,7 @@ class Door:
         """Come in, or raise the refusal."""
         gate = self.admission.gate(caller, model, method=METHOD)
         assert gate is not None
-        self.admission.enter(gate, caller, model, size, method=METHOD, call_id=b"")
+        at_once(self.admission.enter(gate, caller, model, size, method=METHOD, call_id=b""))
         self.inside.append(gate)
 
     def leave(self) -> None:

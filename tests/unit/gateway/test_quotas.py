@@ -15,7 +15,7 @@ from gateway.policy.model import Quotas
 from gateway.quotas import Account, Accounts, Sums, SumsUnavailableError, Used
 from gateway.status import quota_metadata, status_of
 from headrace.bus.usage import UsageMeter
-from tests.unit.gateway.admitting import admitting
+from tests.unit.gateway.admitting import admitting, at_once
 
 NOON = datetime(2026, 11, 30, 12, tzinfo=UTC).timestamp()
 DAY, MONTH = "2026-11-30", "2026-11"
@@ -240,7 +240,7 @@ def test_a_call_beyond_the_quota_is_refused_and_hears_when_it_begins_anew() -> N
     assert gate.account is not None
     gate.account.meters[0].used = 1_500_000
     with pytest.raises(QuotaExhausted) as refused:
-        admission.enter(gate, Caller("acme", "k"), "simple", 1, method="m", call_id=b"")
+        at_once(admission.enter(gate, Caller("acme", "k"), "simple", 1, method="m", call_id=b""))
     assert str(refused.value) == (
         "The quota of 1.5 model seconds a month for tenant acme is used up. It begins anew at 2026-12-01T00:00:00Z."
     )

@@ -90,6 +90,12 @@ class Rates:
         elif action == "give_back":
             if balance.take(now, amount, gateways=GATEWAYS, away=False) == 0.0:
                 balance.give_back(amount)
+        elif action == "wait":
+            if balance.soon(now, amount, away=False):
+                balance.want(amount)
+                self.step(which, now, amount, "tick")
+                if balance.take(now, amount, gateways=GATEWAYS, away=False) == 0.0:
+                    self.taken.append((now, amount))
         elif (ask := balance.ask(now)) is not None:
             granted, left = self.shared.answer(now, ask)
             if action == "tick":
@@ -104,7 +110,7 @@ RATE_STEPS = st.lists(
         st.integers(0, GATEWAYS - 1),
         st.sampled_from((0.0, 0.0, 0.01, 0.05, 0.3, 1.1, 11.0)),
         st.sampled_from((0.5, 1.0, 1.0, 1.0, 3.0)),
-        st.sampled_from(("take", "take", "take", "take", "tick", "tick", "lost", "give_back")),
+        st.sampled_from(("take", "take", "take", "take", "tick", "tick", "lost", "give_back", "wait")),
     ),
     max_size=100,
 )
@@ -160,6 +166,9 @@ class Sharers:
         elif action == "release":
             if self.balances[which].in_use:
                 self.balances[which].release()
+        elif action == "want":
+            if self.balances[which].soon(self.now, away=False):
+                self.balances[which].want()
         else:
             self.tick(which, action)
 
@@ -185,7 +194,7 @@ SLOT_STEPS = st.lists(
     st.tuples(
         st.integers(0, GATEWAYS - 1),
         st.sampled_from((0.0, 0.0, 0.01, 0.05, 0.6, 2.85)),
-        st.sampled_from(("take", "take", "take", "release", "tick", "tick", "lost", "halfway")),
+        st.sampled_from(("take", "take", "take", "want", "release", "tick", "tick", "lost", "halfway")),
     ),
     max_size=100,
 )
@@ -240,6 +249,52 @@ def test_a_burst_after_a_single_call_has_what_is_there() -> None:
     taken = [balance.take(0.01, gateways=1, away=False) for _ in range(50)].count(0.0)
 
     assert taken >= 2 * (balance.lease - 1)  # a lease, and a start
+
+
+def test_what_is_wanted_is_leased_whatever_the_lease() -> None:
+    rate, shared, slots, sharers = RateBalance(100, 100, "deny"), Shared(), SlotsBalance(100, "deny"), SharedSlots()
+    for _ in range(60):
+        assert rate.soon(0, 1, away=False)
+        assert slots.soon(0, away=False)
+        rate.want(1)
+        slots.want()
+
+    rate.answered(0, 0, *shared.answer(0, asked(rate, 0)))
+    ask = slots.ask(0)
+    assert ask is not None
+    slots.answered(0, 0, *sharers.answer(0, 0, ask))
+
+    assert sum(rate.take(0, gateways=GATEWAYS, away=False) == 0.0 for _ in range(60)) == 60
+    assert sum(slots.take(0, gateways=GATEWAYS, away=False) for _ in range(60)) == 60
+
+
+def test_nobody_is_to_wait_for_what_is_not_there() -> None:
+    rate, slots = RateBalance(100, 100, "deny"), SlotsBalance(9, "deny")
+    rate.take(0, gateways=1, away=False)
+    asked(rate, 0)
+    rate.answered(0, 0, 1, 3)  # three are left
+    slots.take(0, gateways=1, away=False)
+    slots.want()
+    slots.ask(0)
+    slots.answered(0, 0, 1, 1)  # two were wished for
+
+    assert [rate.soon(0, amount, away=False) for amount in (3, 4)] == [True, False]
+    assert not slots.soon(0, away=False)
+    assert not RateBalance(100, 100, "deny").soon(0, 1, away=True)
+    assert not SlotsBalance(9, "deny").soon(0, away=True)
+    assert SlotsBalance(9, "deny").soon(0, away=False)
+
+
+def test_a_question_under_way_is_no_answer() -> None:
+    slots = SlotsBalance(100, "deny")
+    slots.take(0, gateways=1, away=False)
+    slots.ask(0)
+    slots.answered(0, 0, 2, 2)
+    for _ in range(20):
+        slots.want()
+    slots.ask(0.05)
+
+    assert slots.soon(0.06, away=False)
 
 
 def test_credit_ends_where_nobody_charges_it() -> None:
