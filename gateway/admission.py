@@ -6,9 +6,10 @@ A policy is compiled, model by model and caller by caller, into gates: the count
 known by name and outlive a change of the policy, so that an edit hands nobody a fresh allowance.
 """
 
+import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -47,6 +48,8 @@ class _Rated:
     rate: Rate
     own: bool
     """Whether it counts this tenant's calls alone."""
+    take: Callable[[float, float], float]
+    """Of the rate: looked up once, not with every call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +69,18 @@ class Gate:
     request_bytes: int | None
     account: Account | None
     """Of the tenant, where it has quotas."""
+    own: tuple[_Rated, ...]
+    """Those of `calls` that count this tenant's calls alone."""
 
     def left(self, now: float) -> tuple[int, int, int] | None:
         """Of the tenant's own tightest rate: its burst, what is left of it, and seconds until all of it is."""
-        own = [(each.rate.left(now), each) for each in self.calls if each.own]
-        if not own:
+        if not self.own:
             return None
-        left, rated = min(own, key=lambda pair: pair[0])
+        rated, left = self.own[0], math.inf
+        for each in self.own:
+            there = each.rate.left(now)
+            if there < left:
+                rated, left = each, there
         reset = min(rated.rate.reset_after(now), _LONGEST_WAIT_SECONDS)
         return math.floor(rated.burst), max(0, math.floor(left)), math.ceil(reset)
 
@@ -225,7 +233,7 @@ class Admission:
         gate = self._gates.get((caller, _NO_MODEL))
         if gate is None:
             scopes = list(self._own_scopes(tenant, caller))
-            gate = self._keep(caller, _NO_MODEL, Gate(_call_rates(scopes), (), _slots(scopes), None, None))
+            gate = self._keep(caller, _NO_MODEL, _gate(scopes, (), None))
         return gate
 
     @contextmanager
@@ -274,20 +282,27 @@ class Admission:
             if not slotted.slots.take():
                 self._give_back(gate.slots[:number], ())
                 return ConcurrencyLimited(scope=slotted.scope, limit=str(slotted.limit))
-        taken: list[tuple[_Rated, float]] = []
-        for rates, amount, limited in ((gate.calls, 1.0, RateLimited), (gate.bytes, float(size), BytesLimited)):
-            for rated in rates:
-                seconds = rated.rate.take(now, amount)
-                if seconds:
-                    self._give_back(gate.slots, taken)
-                    return limited(
-                        retry_after_seconds=min(seconds, _LONGEST_WAIT_SECONDS),
-                        left=gate.left(now),
-                        scope=rated.scope,
-                        limit=plain(rated.limit),
-                    )
-                taken.append((rated, amount))
+        for rated in gate.calls:
+            seconds = rated.take(now, 1.0)
+            if seconds:
+                return self._limited(gate, RateLimited, rated, size, seconds)
+        for rated in gate.bytes:
+            seconds = rated.take(now, float(size))
+            if seconds:
+                return self._limited(gate, BytesLimited, rated, size, seconds)
         return None
+
+    def _limited(self, gate: Gate, limited: type[Limited], rated: _Rated, size: int, seconds: float) -> Limited:
+        """Give back what was taken before this rate was found to be used up."""
+        taken: list[tuple[_Rated, float]] = [(each, 1.0) for each in gate.calls]
+        taken += [(each, float(size)) for each in gate.bytes]
+        self._give_back(gate.slots, itertools.takewhile(lambda pair: pair[0] is not rated, taken))
+        return limited(
+            retry_after_seconds=min(seconds, _LONGEST_WAIT_SECONDS),
+            left=gate.left(self._clock()),
+            scope=rated.scope,
+            limit=plain(rated.limit),
+        )
 
     def _refused(self, refusal: Refusal, caller: Caller, method: str, call_id: str = "", model: str = "") -> Refusal:
         self.refused[refusal.reason] += 1
@@ -309,18 +324,13 @@ class Admission:
             return None
         scopes = list(self._scopes(tenant, caller, model))
         sizes = [scope.limits.request_bytes for scope in scopes if scope.limits.request_bytes is not None]
-        gate = Gate(
-            calls=_call_rates(scopes),
-            bytes=tuple(
-                scope.rated("bytes", per_second, per_second)
-                for scope in scopes
-                if (per_second := scope.limits.bytes_per_second) is not None
-            ),
-            slots=_slots(scopes),
-            request_bytes=min(sizes, default=None),
-            account=self._accounts.account(caller.tenant),
+        weighed = tuple(
+            scope.rated("bytes", per_second, per_second)
+            for scope in scopes
+            if (per_second := scope.limits.bytes_per_second) is not None
         )
-        return self._keep(caller, model, gate)
+        account = self._accounts.account(caller.tenant)
+        return self._keep(caller, model, _gate(scopes, weighed, account, request_bytes=min(sizes, default=None)))
 
     def _keep(self, caller: Caller, model: str, gate: Gate) -> Gate:
         if len(self._gates) >= _MAX_GATES:
@@ -365,7 +375,21 @@ class _Scope:
 
     def rated(self, what: str, per_second: float, burst: float) -> _Rated:
         rate = self.counters.rate(f"{what}:{self.name}", per_second, burst)
-        return _Rated(self.text, per_second, burst, rate, self.own)
+        return _Rated(self.text, per_second, burst, rate, self.own, rate.take)
+
+
+def _gate(
+    scopes: Collection[_Scope], weighed: tuple[_Rated, ...], account: Account | None, request_bytes: int | None = None
+) -> Gate:
+    calls = _call_rates(scopes)
+    return Gate(
+        calls=calls,
+        bytes=weighed,
+        slots=_slots(scopes),
+        request_bytes=request_bytes,
+        account=account,
+        own=tuple(rated for rated in calls if rated.own),
+    )
 
 
 def _call_rates(scopes: Iterable[_Scope]) -> tuple[_Rated, ...]:

@@ -14,7 +14,7 @@ class Gcra:
     longer and never admits more.
     """
 
-    __slots__ = ("_burst", "_full_at", "_rate")
+    __slots__ = ("_burst", "_full_at", "_rate", "_span")
 
     def __init__(self, rate_per_second: float, burst: float) -> None:
         self._full_at = -math.inf
@@ -36,14 +36,18 @@ class Gcra:
             raise ValueError(f"not a limit: {rate_per_second} per second, burst {burst}")
         self._rate = rate_per_second
         self._burst = burst
+        self._span = burst / rate_per_second
 
     def take(self, now: float, amount: float = 1.0) -> float:
         """Take `amount`. Returns 0.0 when taken, else the seconds after which the same take succeeds if it is alone."""
-        full_at = max(self._full_at, now)
-        due_at = full_at - (self._burst - min(amount, self._burst)) / self._rate
-        if due_at - now > _SLACK_ULPS * math.ulp(abs(full_at) + abs(now) + self._burst / self._rate):
-            return due_at - now
-        self._full_at = full_at + amount / self._rate
+        full_at = self._full_at
+        if full_at < now:  # noqa: PLR1730  every call passes here several times, and a call of `max` is a third of it
+            full_at = now
+        cost = amount / self._rate
+        wait = full_at - now + (cost if cost < self._span else self._span) - self._span  # noqa: FURB136  as above
+        if wait > 0 and wait > _SLACK_ULPS * math.ulp(abs(full_at) + abs(now) + self._span):
+            return wait
+        self._full_at = full_at + cost
         return 0.0
 
     def soon(self, now: float, amount: float) -> bool:
