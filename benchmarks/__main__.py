@@ -4,20 +4,20 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 
-from benchmarks import machine, report
+from benchmarks import report
 from benchmarks.cases import CASES, Case
 from benchmarks.command import (
-    CHECKOUT,
     PEERS,
+    about,
+    add_result_options,
     add_stack_options,
     check_stack_options,
     measured,
     run_to_end,
     say,
+    write_results,
 )
 from benchmarks.perf_analyzer import p50_ms
 from benchmarks.rounds import measure_all
@@ -52,8 +52,7 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
         "--perf-analyzer", action="store_true", help="take p50 at 1 in flight with NVIDIA's client as well"
     )
     add_stack_options(parser)
-    parser.add_argument("--results", type=Path, default=CHECKOUT / "benchmarks" / "results", help="where results go")
-    parser.add_argument("--no-results", action="store_true", help="print the tables only")
+    add_result_options(parser)
     asked = parser.parse_args(words)
     check_stack_options(parser, asked)
     asked.rounds = asked.rounds or (2 if asked.quick else 4)
@@ -78,19 +77,10 @@ async def _run(asked: argparse.Namespace, command: str) -> int:
         measurements = await measure_all(
             load, peers, asked.cases, rounds=asked.rounds, scale=asked.scale, second_client=second_client, tell=say
         )
-    now, commit = datetime.now(UTC), machine.commit()
-    about = {"date": f"{now:%Y-%m-%d %H:%M} UTC", "commit": commit, **machine.describe()}
-    for peer in peers:
-        about |= peer.about
-    page = report.markdown(measurements, asked.cases, about=about, command=command)
-    sys.stdout.write(page)
-    if not asked.no_results:
-        asked.results.mkdir(parents=True, exist_ok=True)
-        target = asked.results / f"{now:%Y-%m-%d}-{commit}"
-        target.with_suffix(".md").write_text(page)
-        data = report.as_json(measurements, asked.cases, about=about, command=command)
-        target.with_suffix(".json").write_text(data)
-        say(f"written: {target}.md and .json")
+    described = about(peers)
+    page = report.markdown(measurements, asked.cases, about=described, command=command)
+    data = report.as_json(measurements, asked.cases, about=described, command=command)
+    write_results(asked, page, data)
     return 0
 
 

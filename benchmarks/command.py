@@ -5,10 +5,12 @@ import asyncio
 import fcntl
 import signal
 import sys
-from collections.abc import AsyncIterator, Collection, Coroutine, Iterator
+from collections.abc import AsyncIterator, Collection, Coroutine, Iterable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
+from benchmarks import machine
 from benchmarks.children import ChildFailedError
 from benchmarks.copy_model import NoCompilerError
 from benchmarks.cpu import ProcessGoneError
@@ -47,7 +49,38 @@ def add_stack_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--headrace", metavar="HOST:PORT", help="a gateway that runs already in front of --triton")
     parser.add_argument("--key", help="the API key for --headrace")
     parser.add_argument("--pids", type=_pids, default={}, help="of them: triton=..,gateway=..,router=..,broker=..")
+    add_build_option(parser)
+
+
+def add_build_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option that says where the command may write."""
     parser.add_argument("--build", type=Path, default=CHECKOUT / "build" / "benchmarks", help="scratch folder")
+
+
+def add_result_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say where results go; see `write_results`."""
+    parser.add_argument("--results", type=Path, default=CHECKOUT / "benchmarks" / "results", help="where results go")
+    parser.add_argument("--no-results", action="store_true", help="print the tables only")
+
+
+def write_results(asked: argparse.Namespace, page: str, data: str, *, name: str = "") -> None:
+    """Print a page, and keep it with its data as the results of this commit, unless asked not to."""
+    sys.stdout.write(page)
+    if asked.no_results:
+        return
+    asked.results.mkdir(parents=True, exist_ok=True)
+    stem = f"{datetime.now(UTC):%Y-%m-%d}-{machine.commit()}" + (f"-{name}" if name else "")
+    for suffix, text in ((".md", page), (".json", data)):
+        (asked.results / f"{stem}{suffix}").write_text(text)
+    say(f"written: {asked.results / stem}.md and .json")
+
+
+def about(peers: Iterable[Peer]) -> dict[str, str]:
+    """Say when, of which commit and on what machine something was measured."""
+    described = {"date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC", "commit": machine.commit(), **machine.describe()}
+    for peer in peers:
+        described |= peer.about
+    return described
 
 
 def _pids(text: str) -> dict[str, int]:
@@ -96,6 +129,23 @@ async def measured(
             owned.enter_context(alone(asked.build))
             peers = await _start_peers(asked, names, owned)
             yield await owned.enter_async_context(load_generator(asked.build / "logs")), peers
+    except* _FAILURES as failures:
+        raise failures.exceptions[0] from None
+
+
+@asynccontextmanager
+async def own_stack(build: Path) -> AsyncIterator[Peer]:
+    """Run Triton and `headrace up` in front of it, for this command alone, until the body is left.
+
+    A failure that comes out of the body in a task group's wrapping is raised without it.
+    """
+    try:
+        async with AsyncExitStack() as owned:
+            owned.enter_context(alone(build))
+            say("starting Triton")
+            direct = await owned.enter_async_context(triton.start(build))
+            say("starting headrace up")
+            yield await owned.enter_async_context(headrace.start(build, direct))
     except* _FAILURES as failures:
         raise failures.exceptions[0] from None
 

@@ -3,7 +3,7 @@
 import json
 import sys
 from asyncio.subprocess import Process
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,23 @@ class Latencies:
     """Answers that were compared byte by byte; all are compared by length."""
     refused: int
     """Calls that were refused as too much; only where the load allows it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Offered:
+    """What became of calls that were offered at a rate."""
+
+    accepted: Sequence[int]
+    """Calls that were answered, by the second in which they were due."""
+    refused: Mapping[str, int]
+    """Calls that were refused as too much, by reason."""
+    unsent: int
+    """Calls that were not made, because 2,000 were under way."""
+    p50_ms: float
+    """Of the answered ones, from when each was due."""
+    p99_ms: float
+    max_ms: float
+    checked: int
 
 
 class LoadGenerator:
@@ -73,13 +90,23 @@ class LoadGenerator:
         del answer["ok"]
         return Latencies(**answer)
 
+    async def offer(self, *, rate: float, seconds: float) -> Offered:
+        """Offer calls to the prepared peer at a rate, for so long; the next one never waits for those before it.
+
+        Raises:
+            LoadFailedError: a call was neither answered rightly nor refused as too much, or the time was over.
+        """
+        answer = await self._ask(do="offer", within_seconds=seconds + 60, rate=rate, seconds=seconds)
+        del answer["ok"]
+        return Offered(**answer)
+
     async def _ask(self, **line: object) -> dict[str, Any]:
         assert self._process.stdin is not None  # noqa: S101  both were asked for as pipes
         assert self._process.stdout is not None  # noqa: S101
         self._process.stdin.write(json.dumps(line).encode() + b"\n")
         raw = await self._process.stdout.readline()  # it keeps to within_seconds itself; its death is an empty line
         if not raw:
-            raise ChildFailedError("the load generator ended; its log is in build/benchmarks/logs/loader.log")
+            raise ChildFailedError("the load generator ended; its log is in build/benchmarks/logs")
         answer: dict[str, Any] = json.loads(raw)
         if not answer["ok"]:
             raise LoadFailedError(answer["error"])
@@ -87,8 +114,8 @@ class LoadGenerator:
 
 
 @asynccontextmanager
-async def load_generator(logs: Path) -> AsyncIterator[LoadGenerator]:
-    """Run a load generator until the body is left."""
+async def load_generator(logs: Path, *, name: str = "loader") -> AsyncIterator[LoadGenerator]:
+    """Run a load generator until the body is left; `name` tells its log from those of others."""
     argv = [sys.executable, "-m", "benchmarks.loader"]
-    async with child(argv, log=logs / "loader.log", pipes=True) as process:
+    async with child(argv, log=logs / f"{name}.log", pipes=True) as process:
         yield LoadGenerator(process)

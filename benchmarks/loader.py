@@ -1,7 +1,8 @@
 """The load generator's process: keeps N calls in flight until M are answered, and checks the answers.
 
 Reads one JSON object a line from standard input and answers each with one: `prepare` opens a fresh channel, proves that
-an answer is right and warms up; `run` measures. It is its own process so that its CPU time is nobody else's.
+an answer is right and warms up; `run` measures; `offer` makes calls at a rate, whatever becomes of them.
+It is its own process so that its CPU time is nobody else's.
 Bytes go out and come in raw; a sample of the answers is parsed and compared.
 """
 
@@ -9,20 +10,26 @@ import asyncio
 import contextlib
 import gc
 import json
+import math
 import random
 import sys
 import time
 from array import array
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import grpc.aio
 import uvloop
+from google.rpc import error_details_pb2, status_pb2
 from tritonclient.grpc import service_pb2
 
 from benchmarks.peers import METHOD
 
 _TENSORS = 8  # different payloads, so that an answer that went to the wrong call shows
+_MOST_OFFERED = 2000
+"""Calls under way at a time that are offered at a rate."""
+_OFFER_SECONDS = 10.0
 _CHANNEL_OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 
 
@@ -109,9 +116,75 @@ class Load:
                 _compare(answer, tensor)
                 self.checked += 1
 
+    async def offer(self, rate: float, seconds: float) -> "Offer":
+        """Offer calls at a rate, whatever becomes of them: the next one never waits for those before it."""
+        offered = Offer(seconds)
+        begun, count = time.perf_counter(), max(1, round(rate * seconds))
+        under_way: set[asyncio.Task[None]] = set()
+        for number in range(count):
+            due = begun + number / rate
+            if (early := due - time.perf_counter()) > 0:
+                await asyncio.sleep(early)  # the pace that was asked for
+            if len(under_way) >= _MOST_OFFERED:
+                offered.unsent += 1
+                continue
+            task = asyncio.create_task(self._offered(offered, number, begun, due))
+            under_way.add(task)
+            task.add_done_callback(under_way.discard)
+        if under_way:
+            await asyncio.wait(under_way)
+        if offered.failed:
+            raise OfferFailedError(offered.failed)
+        return offered
+
+    async def _offered(self, offered: "Offer", number: int, begun: float, due: float) -> None:
+        request, tensor = self._payloads[number % _TENSORS]
+        try:
+            answer = await self._call(request, metadata=self._metadata, timeout=_OFFER_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
+                offered.refused[_reason(error)] += 1
+            else:
+                offered.failed = _plain(error)
+            return
+        done = time.perf_counter()
+        offered.accepted[min(int(due - begun), len(offered.accepted) - 1)] += 1
+        offered.latencies.append(int((done - due) * 1e9))
+        if number % self._check_every == 0:
+            _compare(answer, tensor)
+            self.checked += 1
+
     async def close(self) -> None:
         """Close the channel."""
         await self._channel.close()
+
+
+class OfferFailedError(Exception):
+    """A call that was offered was neither answered nor refused as too much."""
+
+
+class Offer:
+    """What became of calls that were offered at a rate."""
+
+    def __init__(self, seconds: float) -> None:
+        self.accepted = [0] * max(1, math.ceil(seconds))
+        """By the second in which they were due."""
+        self.refused: Counter[str] = Counter()
+        self.unsent = 0
+        """Calls that were due while the most that may be under way were."""
+        self.latencies: list[int] = []
+        """From when a call was due, in nanoseconds."""
+        self.failed = ""
+
+
+def _reason(error: grpc.aio.AioRpcError) -> str:
+    for key, value in error.trailing_metadata() or ():
+        if key == "grpc-status-details-bin" and isinstance(value, bytes):
+            for detail in status_pb2.Status.FromString(value).details:
+                info = error_details_pb2.ErrorInfo()
+                if detail.Unpack(info):
+                    return info.reason
+    return error.code().name
 
 
 def _percentile(ordered: list[int], share: float) -> float:
@@ -147,6 +220,21 @@ async def _measure(load: Load, line: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+async def _offer(load: Load, line: dict[str, Any]) -> dict[str, Any]:
+    load.checked = 0
+    offered = await load.offer(line["rate"], line["seconds"])
+    ordered = sorted(offered.latencies)
+    return {
+        "accepted": offered.accepted,
+        "refused": offered.refused,
+        "unsent": offered.unsent,
+        "p50_ms": _percentile(ordered, 0.50),
+        "p99_ms": _percentile(ordered, 0.99),
+        "max_ms": _percentile(ordered, 1.0),
+        "checked": load.checked,
+    }
+
+
 def _plain(error: BaseException) -> str:
     if isinstance(error, BaseExceptionGroup):
         return _plain(error.exceptions[0])
@@ -167,13 +255,14 @@ async def _serve() -> None:
             answer: dict[str, Any] = {"ok": True}
             try:
                 async with asyncio.timeout(limit):
-                    if line.pop("do") == "prepare":
+                    do = line.pop("do")
+                    if do == "prepare":
                         await owned.aclose()
                         load = await _prepare(line)
                         owned.push_async_callback(load.close)
                     else:
-                        assert load is not None, "run comes after prepare"  # noqa: S101
-                        answer |= await _measure(load, line)
+                        assert load is not None, "prepare comes first"  # noqa: S101
+                        answer |= await (_measure if do == "run" else _offer)(load, line)
             except Exception as error:  # noqa: BLE001  the boundary: the parent decides what a failed run means
                 answer = {"ok": False, "error": _plain(error)}
             sys.stdout.write(json.dumps(answer) + "\n")

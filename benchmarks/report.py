@@ -78,7 +78,7 @@ def markdown(measurements: Sequence[Measurement], cases: Sequence[Case], *, abou
     parts = [
         "# Benchmark\n",
         f"`{command}`: {rounds} interleaved rounds, medians. {_READING}\n",
-        _table(["what", "is"], (about | {"other load": _other_load(measurements)}).items()),
+        table(["what", "is"], (about | {"other load": _other_load(measurements)}).items()),
     ]
     for case in cases:
         of_case = [one for one in measurements if one.case == case.name]
@@ -121,7 +121,7 @@ def _case_table(measurements: Sequence[Measurement]) -> str:
             )
         )
     head = ["peer", "relay CPU µs", "of it", "broker", "Triton", "client", "p50 ms", "p99 ms", "calls/s"]
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _figure(value: float | None) -> str:
@@ -139,10 +139,11 @@ def _ratio_table(compared: Iterable[Ratio]) -> str:
         )
         for one in compared
     ]
-    return _table(["case", "Headrace's", "ratio", "target", "verdict"], rows)
+    return table(["case", "Headrace's", "ratio", "target", "verdict"], rows)
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Write rows as a table of Markdown."""
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join(lines)

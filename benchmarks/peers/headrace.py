@@ -19,6 +19,8 @@ from benchmarks.peers import METHOD, Peer
 from headrace.local import state
 from headrace.local.jars import KAFKA_VERSION
 
+STATE = "headrace"
+"""The state folder of its stack, in the scratch folder."""
 _KEY = "benchmark"
 _FIRST_ANSWER_SECONDS = 30.0
 _NOT_YET = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.NOT_FOUND)  # no router, or no model, announced so far
@@ -43,7 +45,7 @@ async def start(build: Path, triton: Peer) -> AsyncIterator[Peer]:
 
     Each start is a first one: what an earlier stack left in the log is no part of a measurement.
     """
-    log, state_dir, port = build / "logs" / "headrace.log", build / "headrace", free_port()
+    log, state_dir, port = build / "logs" / "headrace.log", build / STATE, free_port()
     shutil.rmtree(state_dir, ignore_errors=True)
     argv = [
         str(Path(sys.executable).with_name("headrace")),
@@ -60,7 +62,7 @@ async def start(build: Path, triton: Peer) -> AsyncIterator[Peer]:
         begun = time.monotonic()
         await _ready(process, log)
         ready = time.monotonic()
-        await _answers(f"127.0.0.1:{port}")
+        await answers(f"127.0.0.1:{port}", key=_KEY)
         first_answer = time.monotonic()
         rest = asyncio.create_task(_drain(process), name="drain headrace up")
         try:
@@ -83,11 +85,15 @@ async def _ready(process: Process, log: Path) -> None:
     raise ChildFailedError(f"`headrace up` ended before it was ready; see {log}")
 
 
-async def _answers(address: str) -> None:
-    """Wait for the first answer: the stack is ready when its parts are, the model a moment later."""
+async def answers(address: str, *, key: str) -> None:
+    """Wait for the first answer of a gateway: it is ready when its parts are, the model a moment later.
+
+    Raises:
+        ChildFailedError: it refuses the call, or did not answer within half a minute.
+    """
     request = service_pb2.ModelInferRequest(model_name="copy", raw_input_contents=[bytes(4)])
     request.inputs.add(name="INPUT0", datatype="FP32", shape=[1])
-    metadata = (("authorization", f"Bearer {_KEY}"),)
+    metadata = (("authorization", f"Bearer {key}"),)
     try:
         async with asyncio.timeout(_FIRST_ANSWER_SECONDS), grpc.aio.insecure_channel(address) as channel:
             call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(METHOD)
