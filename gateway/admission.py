@@ -22,6 +22,7 @@ from gateway.errors import (
     Limited,
     MethodForbidden,
     QuotaExhausted,
+    QuotasUnavailable,
     RateLimited,
     Refusal,
     RequestTooLarge,
@@ -109,6 +110,8 @@ class Admission:
         self._policy = policy
         accounts.change(_quotas(policy))
         self._changed: list[Callable[[], None]] = []
+        self.asked: Callable[[Caller], None] = lambda _: None
+        """Told of each call that runs no model and came in."""
         self.refused: Counter[str] = Counter()
         """Refusals by their reason."""
 
@@ -177,7 +180,8 @@ class Admission:
         Waits only for what gateways share, where it should be there and is not leased to this one yet: two ticks at
         most, for a bounded number of calls at a time.
 
-        Raises RequestTooLarge, QuotaExhausted, ConcurrencyLimited, RateLimited or BytesLimited, and nothing is counted.
+        Raises RequestTooLarge, QuotasUnavailable, QuotaExhausted, ConcurrencyLimited, RateLimited or BytesLimited, and
+        nothing is counted.
         """
         refusal = self._entered(gate, size)
         if isinstance(refusal, _SHARED) and self._shared is not self._own and self._want(gate, size):
@@ -197,6 +201,8 @@ class Admission:
             return RequestTooLarge(limit_bytes=str(gate.request_bytes))
         account = gate.account
         if account is not None:
+            if not self._accounts.known:
+                return QuotasUnavailable()
             exhausted = account.exhausted()
             if exhausted is not None:
                 return self._exhausted(account, exhausted)
@@ -242,6 +248,7 @@ class Admission:
         refusal = self._counted(gate, 0)
         if refusal is not None:
             raise self._refused(refusal, caller, method, model=model)
+        self.asked(caller)
         try:
             yield
         finally:

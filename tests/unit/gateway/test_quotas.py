@@ -1,5 +1,6 @@
 """Quotas: what is counted at once, what the sums bring, and when a period begins anew."""
 
+import asyncio
 import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.errors import QuotaExhausted
+from gateway.errors import QuotaExhausted, QuotasUnavailable
 from gateway.identity import Caller
 from gateway.policy.model import Quotas
 from gateway.quotas import Account, Accounts, Sums, SumsUnavailableError, Used
@@ -230,14 +231,98 @@ def test_what_is_not_summed_for_days_is_kept_in_bounded_room() -> None:
     assert len(account._closed) <= 100
 
 
-def test_a_call_beyond_the_quota_is_refused_and_hears_when_it_begins_anew() -> None:
+async def test_usage_of_many_keys_counts_once() -> None:
+    """A report has an entry for each of them; what is summed of it is not counted beside the sum."""
     bench = Bench()
+    account = bench.granted(calls_per_month=10_000)
+    for number in range(400):
+        account.begin()
+        account.answered(10)
+        bench.meter.add("acme", "simple", key_id=f"k{number}", calls=1, request_bytes=10)
+    bench.close()
+    assert len(bench.reports) == 2
+
+    bench.sequence = bench.reports[0]
+    bench.used |= {(MONTH, "acme"): Used(calls=250, bytes=2500)}
+    await bench.accounts.look()
+
+    assert remaining(account, bench) == {"calls_per_month": 9_600}
+
+
+@pytest.mark.parametrize(("before", "after", "told"), [(10, 100, True), (100, 100, False), (100, 10, True)])
+async def test_a_quota_that_changed_is_warned_of_anew(
+    caplog: pytest.LogCaptureFixture, before: int, after: int, told: bool
+) -> None:
+    bench = Bench()
+    bench.granted(calls_per_day=before)
+    bench.sum(calls=before * 8 // 10)
+    await bench.accounts.look()
+    caplog.clear()
+
+    bench.granted(calls_per_day=after, calls_per_month=1_000)
+    bench.sum(calls=after * 9 // 10)
+    await bench.accounts.look()
+
+    assert ("has used 80 % of its calls_per_day" in caplog.text) is told
+
+
+async def test_the_loop_has_its_turns_while_many_accounts_are_gone_through() -> None:
+    bench = Bench()
+    bench.accounts.change({f"tenant-{number}": Quotas(calls_per_day=10) for number in range(1000)})
+    looking = asyncio.create_task(bench.accounts.look())
+    turns = 0
+    while not looking.done():
+        await asyncio.sleep(0)
+        turns += 1
+
+    assert turns >= 2 * 1000 / 50
+
+
+def test_what_did_not_change_is_left_alone() -> None:
+    """A policy of a thousand tenants is read again whenever one of them changes."""
+    bench = Bench()
+    meters = bench.granted(calls_per_day=10).meters
+
+    assert bench.granted(calls_per_day=10).meters is meters
+    assert bench.granted(calls_per_day=11).meters is not meters
+
+
+async def test_nobody_with_quotas_comes_in_before_it_is_known_what_is_left() -> None:
+    bench = Bench(away=True)
+    admission = admitting(
+        "tenants: {acme: {models: ['*'], quotas: {calls_per_day: 1}}, free: {models: ['*']}}", accounts=bench.accounts
+    )
+
+    async def enter(tenant: str) -> None:
+        caller = Caller(tenant, "k")
+        gate = admission.gate(caller, "simple", method="m")
+        assert gate is not None
+        await admission.enter(gate, caller, "simple", 1, method="m", call_id=b"")
+
+    await bench.accounts.look()
+    with pytest.raises(QuotasUnavailable):
+        await enter("acme")
+    await enter("free")
+
+    bench.away = False
+    await bench.accounts.look()
+    await enter("acme")
+    bench.away = True
+    await bench.accounts.look()
+    with pytest.raises(QuotaExhausted):  # the last sums stand
+        await enter("acme")
+
+
+@pytest.mark.parametrize("moment", [NOON, NOON + 0.3, NOON + 0.7])
+async def test_a_call_beyond_the_quota_is_refused_and_hears_when_it_begins_anew(moment: float) -> None:
+    bench = Bench(now=moment)
     admission = admitting(
         "tenants: {acme: {models: ['*'], quotas: {model_seconds_per_month: 1.5}}}", accounts=bench.accounts
     )
     gate = admission.gate(Caller("acme", "k"), "simple", method="m")
     assert gate is not None
     assert gate.account is not None
+    await bench.accounts.look()
     gate.account.meters[0].used = 1_500_000
     with pytest.raises(QuotaExhausted) as refused:
         at_once(admission.enter(gate, Caller("acme", "k"), "simple", 1, method="m", call_id=b""))
