@@ -109,14 +109,14 @@ class WaitingCalls:
         """Whether a bound is reached: no further call will be held."""
         return len(self._calls) >= self._max_calls or self._bytes >= self._max_bytes
 
-    def refuse_all(self, refusal: type[Refusal], abandon: Callable[[Call], None]) -> None:
+    def refuse_all(self, refusal: type[Refusal], abandon: Callable[[Call], object]) -> None:
         """End every call that waits. `abandon` is told each."""
         for call in list(self._calls.values()):
             if not call.answer.done():
                 abandon(call)
                 self.refuse(call, refusal())
 
-    def router_lost(self, router: RouterKey, abandon: Callable[[Call], None]) -> None:
+    def router_lost(self, router: RouterKey, abandon: Callable[[Call], object]) -> None:
         """A router died: every call that it may have had ends. `abandon` is told each."""
         for call in list(self._calls.values()):
             if router in call.routers and not call.answer.done():
@@ -124,7 +124,7 @@ class WaitingCalls:
                 self.refuse(call, RouterLost())
 
     def router_left(
-        self, router: RouterKey, now: float, served: Callable[[str], bool], abandon: Callable[[Call], None]
+        self, router: RouterKey, now: float, served: Callable[[str], bool], abandon: Callable[[Call], object]
     ) -> None:
         """A router left in order, so it answered what it began: only calls that nobody takes over end, as `advance`."""
         for call in self._calls.values():
@@ -134,7 +134,7 @@ class WaitingCalls:
                     self._untaken[call] = now + TAKE_OVER_SECONDS
         self.advance(now, served, abandon)
 
-    def advance(self, now: float, served: Callable[[str], bool], abandon: Callable[[Call], None]) -> None:
+    def advance(self, now: float, served: Callable[[str], bool], abandon: Callable[[Call], object]) -> None:
         """Let time pass: calls that a router left behind end where nobody took them over in time.
 
         At once where `served` says of their model that no other router has it ready. `abandon` is told each.

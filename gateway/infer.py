@@ -40,6 +40,7 @@ from gateway.identity import Caller
 from gateway.placement import any_partition, least_loaded, partition
 from gateway.registry import Model, Registry
 from gateway.routing_fields import routing_fields
+from gateway.statistics import mean_seconds
 from gateway.status import abort, quota_metadata, rate_metadata, unforeseen
 from headrace.bus.envelope import envelope_base
 from headrace.bus.protocols import AnswerHub, Failure, LogError, RequestPublisher, RouterKey, TopicPartition
@@ -189,12 +190,18 @@ class ModelInfer:
             raise self._admission.unseen(caller, self._unknown(name), method=METHOD, call_id=call_id)
         await self._admission.enter(gate, caller, name, len(request), method=METHOD, call_id=call_id)
         answered: int | None = None
+        run_on: list[Call] = []
         try:
-            outcome = await self._run(model, call_id, base, request, context)
+            outcome = await self._run(model, call_id, base, request, context, run_on=run_on)
             answer_bytes = len(outcome) if isinstance(outcome, bytes) else 0
             answered = len(request) + answer_bytes
         finally:
-            self._admission.leave(gate, answered_bytes=answered)
+            if run_on and gate.slots:
+                # Most model servers can't stop what they have begun, and whoever hangs up is not to get more of them.
+                seconds = mean_seconds(told.statistics for told in self._registry.statistics(name))
+                self._loop.call_later(min(seconds, self._terms.maximum_deadline_seconds), self._leave, gate)
+            else:
+                self._admission.leave(gate, answered_bytes=answered)
         self._usage.add(
             caller.tenant,
             name,
@@ -207,6 +214,9 @@ class ModelInfer:
             context.set_trailing_metadata(self._told(gate))
         return outcome
 
+    def _leave(self, gate: Gate) -> None:
+        self._admission.leave(gate, answered_bytes=None)
+
     def _told(self, gate: Gate) -> tuple[tuple[str, str], ...]:
         """What the caller is told of what is left."""
         left = self._admission.left(gate)
@@ -216,8 +226,9 @@ class ModelInfer:
         return told
 
     async def _run(
-        self, model: Model, call_id: bytes, base: bytes, request: bytes, context: Context
+        self, model: Model, call_id: bytes, base: bytes, request: bytes, context: Context, *, run_on: list[Call]
     ) -> bytes | ModelServerStatus:
+        """Publish a call and wait. One that ends here while a router may run it is put into `run_on`."""
         place, router = self._place(model)
         seconds, client_deadline = self._seconds(context.time_remaining())
         expire = time.time_ns() // 1000 + int(seconds * 1e6)
@@ -241,7 +252,8 @@ class ModelInfer:
             raise log_refusal(error) from None
         except (asyncio.CancelledError, DeadlineExceeded, LogUnavailable):
             # A delivery that failed in time may still have happened.
-            self.abandon(call)
+            if not self.abandon(call):
+                run_on.append(call)
             raise
         finally:
             self._calls.end(call, len(request))
@@ -251,10 +263,12 @@ class ModelInfer:
             raise self._failed(outcome, call_id)
         return outcome
 
-    def abandon(self, call: Call) -> None:
-        """Nobody waits for a call any more: it is not to be published, or else routers are not to run it."""
-        if not self._publisher.withdraw(call.call_id):
+    def abandon(self, call: Call) -> bool:
+        """Nobody waits for a call any more: it is not to be published (True), or else routers are not to run it."""
+        withdrawn = self._publisher.withdraw(call.call_id)
+        if not withdrawn:
             self._hub.cancel(call.call_id, call.attempt, call.expire_time_unix_micros)
+        return withdrawn
 
     def _unknown(self, name: str) -> Refusal:
         """Why a model that is not in the registry is refused."""

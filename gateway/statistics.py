@@ -25,6 +25,19 @@ def summed(told: Iterable[oip.ModelStatistics]) -> list[oip.ModelStatistics]:
     return list(totals.values())
 
 
+def mean_seconds(told: Iterable[bytes]) -> float:
+    """How long a model's calls have been with the model server on average; 0 where none was answered yet.
+
+    `told` holds serialised `inference.ModelStatisticsResponse`s.
+    """
+    count = nanoseconds = 0
+    for each in told:
+        for version in oip.ModelStatisticsResponse.FromString(each).model_stats:
+            count += version.inference_stats.success.count
+            nanoseconds += version.inference_stats.success.ns
+    return nanoseconds / count / 1e9 if count else 0.0
+
+
 def _add(total: oip.ModelStatistics, each: oip.ModelStatistics) -> None:
     total.last_inference = max(total.last_inference, each.last_inference)
     total.inference_count += each.inference_count

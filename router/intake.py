@@ -35,7 +35,10 @@ _AMPLE_ROOM = 64
 _log = logging.getLogger(__name__)
 
 Used = Callable[[str, str, float], None]
-"""Told of every call that was with the model server: the tenant, the topic, and for how many seconds."""
+"""Told of every call that was with the model server: the tenant, the topic, and for how many seconds.
+
+For one that ended before its answer, at least as many as a model's calls usually take.
+"""
 
 
 class RunsCalls(Protocol):
@@ -303,21 +306,29 @@ class Intake:
 
     async def _run(self, lane: Lane, payload: bytes, envelope: Envelope, link: Link, seconds: float) -> None:
         began = self._clock()
+        least = 0.0
         try:
             outcome: Outcome = await self._triton.infer(payload, envelope.metadata, seconds)
+            if outcome is Failure.EXPIRED:
+                least = lane.usual_seconds
+            elif isinstance(outcome, bytes):
+                lane.took(self._clock() - began)
             if outcome is Failure.TRITON_LOST:
                 self.hold()  # before the slot is free: the next call would be lost as well
                 self._triton_lost()
         except asyncio.CancelledError:
             if self._cut_off:
                 link.send(envelope.call_id, envelope.attempt, Failure.ROUTER_LEFT)
+            else:
+                least = lane.usual_seconds
             self.ended["cut_off" if self._cut_off else "cancelled"] += 1
             raise
         except Exception:  # noqa: BLE001  the boundary of one call: the others go on
             _log.exception("a call failed unforeseen", extra={"event": "call_failed_unforeseen"})
             outcome = Failure.INTERNAL
         finally:
-            self._used(envelope.tenant, lane.topic, self._clock() - began)
+            # Most models run on when nobody waits any more: hanging up, or a short deadline, makes nothing cheaper.
+            self._used(envelope.tenant, lane.topic, max(least, self._clock() - began))
             self._free(lane, (envelope.call_id, envelope.attempt))
         link.send(envelope.call_id, envelope.attempt, outcome)
         self.ended["answered"] += 1

@@ -11,6 +11,8 @@ from router.settings import WindowSettings
 ModelConfig: TypeAlias = Any  # tritonclient's messages are untyped
 
 WINDOW_PARAMETER = "headrace_window"
+_LATEST_SHARE = 0.1
+"""What the latest call weighs in what is usual."""
 
 
 def window_of(config: ModelConfig, settings: WindowSettings) -> int:
@@ -43,8 +45,14 @@ class Lane:
         self.aside = 0
         """Records that wait for their gateway's link; they take no slot, but room."""
         self.paused = False
+        self.usual_seconds = 0.0
+        """How long a call is with the model server, of late."""
         self.held = False
         """Whether nothing may begin now, so that a free slot gives no room."""
+
+    def took(self, seconds: float) -> None:
+        """A call was answered after so long at the model server."""
+        self.usual_seconds += (seconds - self.usual_seconds) * (_LATEST_SHARE if self.usual_seconds else 1.0)
 
     @property
     def backlog(self) -> int:

@@ -46,7 +46,7 @@ from headrace.bus.usage import UsageMeter
 from headrace.bus.v1.envelope_pb2 import METHOD_MODEL_INFER, Metadatum
 from headrace.bus.v1.reply_pb2 import ModelServerStatus
 from tests.unit.gateway.admitting import admitting
-from tests.unit.gateway.announcing import INCARNATION, POOL, description, heartbeat, registry, version
+from tests.unit.gateway.announcing import INCARNATION, POOL, description, heartbeat, registry, statistics, version
 from tests.unit.gateway.wire import field
 
 A, B = RouterKey("a", 1), RouterKey("b", 2)
@@ -250,6 +250,84 @@ async def refused(call: "grpc.aio.UnaryUnaryCall[bytes, bytes]") -> tuple[Status
     assert status.details[0].Unpack(info)
     assert info.domain == "headrace"
     return error.code(), info.reason
+
+
+ONE_AT_A_TIME = f"tenants: {{{TENANT}: {{models: ['*'], limits: {{concurrency: 1}}}}}}"
+
+
+def taking(seconds: float) -> Registry:
+    """A model whose calls have taken so long on average; one of its routers has counted nothing yet."""
+    counted = oip.ModelStatistics(name="simple", version="1")
+    counted.inference_stats.success.count = 4
+    counted.inference_stats.success.ns = round(4e9 * seconds)
+    known = registry(
+        *(heartbeat(A), description(A), statistics(A, counted)),
+        *(heartbeat(B), description(B), statistics(B)),
+        attached=(A, B),
+    )
+    known.complete = True
+    return known
+
+
+@pytest.mark.parametrize("how", ["hangs up", "brings a short deadline"])
+async def test_a_caller_who_leaves_keeps_its_slot_for_as_long_as_the_model_runs_on(how: str) -> None:
+    async with started(taking(3600), admission=admitting(ONE_AT_A_TIME)) as rig:
+        call = rig.call(seconds=0.2 if how == "brings a short deadline" else None)
+        await rig.record()
+        if how == "hangs up":
+            call.cancel()
+        await rig.cancellation()
+        await rig.assert_nothing_is_left()
+
+        assert await refused(rig.call()) == (StatusCode.RESOURCE_EXHAUSTED, "CONCURRENCY_LIMITED")
+
+
+async def published(rig: Rig) -> bool:
+    """Whether a call comes in: it is refused, or a router reads it."""
+    call = rig.call()
+    done = asyncio.create_task(call.code())
+    await asyncio.wait({done, heard := asyncio.create_task(rig.routers.heard.get())}, return_when="FIRST_COMPLETED")
+    if done.done():
+        heard.cancel()
+        assert done.result() is StatusCode.RESOURCE_EXHAUSTED
+        return False
+    rig.link.send(heard.result().call_id, 1, b"answer")
+    assert await call == b"answer"
+    return True
+
+
+async def test_the_slot_of_a_caller_who_left_is_free_after_the_models_mean_time() -> None:
+    async with started(taking(0.05), admission=admitting(ONE_AT_A_TIME)) as rig:
+        call = rig.call()
+        await rig.record()
+        call.cancel()
+        await rig.cancellation()
+
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while not await published(rig):
+                pass
+
+
+async def test_a_call_that_no_router_had_frees_its_slot_at_once() -> None:
+    class Kept(MemoryPublisher):
+        """Holds every record back, so that it can still be withdrawn."""
+
+        def publish(self, *_: object) -> None:
+            kept.set()
+
+        def withdraw(self, _call_id: bytes) -> bool:
+            return True
+
+    kept = asyncio.Event()
+    publisher = Kept(MemoryRequestLog(), on_failure=lambda *_: None)
+    async with started(taking(3600), admission=admitting(ONE_AT_A_TIME), publisher=publisher) as rig:
+        for _ in range(2):
+            call = rig.call()
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                await kept.wait()
+            kept.clear()
+            call.cancel()
+            await rig.assert_nothing_is_left()
 
 
 def sorted_by_key(metadata: Iterable[tuple[str, str | bytes]]) -> list[tuple[str, str | bytes]]:

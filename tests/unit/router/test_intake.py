@@ -82,6 +82,32 @@ async def test_how_long_a_call_was_with_the_model_server_is_told_of_its_tenant_a
     ]
 
 
+async def test_what_nobody_waits_for_costs_what_is_usual(rigged: MakeRig) -> None:
+    """The model runs on; who hangs up, or gives it no time, is not to have it for less. More than that costs more."""
+    rig = rigged()
+    await rig.start({"t": 4})
+    for call_id in ids(4):
+        rig.publish(call_id, tenant=call_id.decode())
+    await settle()
+
+    rig.now += 2
+    rig.server.finish(b"c0", b"answer")
+    await settle()
+    rig.server.finish(b"c1", Failure.EXPIRED)
+    await settle()
+    for call_id in (b"late", b"later"):
+        rig.publish(call_id, tenant=call_id.decode())
+        await settle()
+    rig.now += 0.5
+    rig.cancelled(b"late", 1, micros(AN_HOUR))
+    await settle()
+    rig.now += 9
+    rig.cancelled(b"later", 1, micros(AN_HOUR))
+    await settle()
+
+    assert rig.used == [("c0", "t", 2), ("c1", "t", 2), ("late", "t", 2), ("later", "t", 9.5)]
+
+
 async def test_what_the_model_server_never_had_takes_none_of_its_time(rigged: MakeRig) -> None:
     rig = rigged()
     await rig.start({"t": 1})
