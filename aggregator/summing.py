@@ -9,7 +9,9 @@ from headrace.bus.v1.usage_pb2 import UsageEntry, UsageReport
 from headrace.store.usage import Amounts, SourceReport, UsageKey
 
 _MOST = 1 << 50
-"""Of anything in one report: a petabyte, or 35 years of model time. So no sum leaves what a database counts with."""
+"""Of anything in one report, all of it together: a petabyte, or 35 years of model time.
+
+No meter makes one, and it takes thousands of them until a sum leaves what a database counts with, 2^63."""
 _MOST_SEQUENCE = 1 << 62
 _LONGEST_NAME = 512
 """Bytes; none of ours is longer, and longer ones no index takes."""
@@ -58,12 +60,15 @@ def _read(report: UsageReport) -> SourceReport:
         raise _MalformedError
     amounts: dict[UsageKey, Amounts] = {}
     last_used: dict[str, datetime] = {}
+    whole = Amounts()
     for entry in report.entries:
         each = Amounts(entry.calls, entry.request_bytes, entry.response_bytes, entry.model_micros)
-        if max(each.calls, each.request_bytes, each.response_bytes, each.model_micros) > _MOST:
+        whole.add(each)
+        if max(whole.calls, whole.request_bytes, whole.response_bytes, whole.model_micros) > _MOST:
             raise _MalformedError
         key = _key(entry)
-        amounts.setdefault(key, Amounts()).add(each)
+        if each != Amounts():  # else a key only asked what there is
+            amounts.setdefault(key, Amounts()).add(each)
         if key.key_id and entry.last_unix_micros:
             moment = _moment(entry.last_unix_micros / 1e6)
             last_used[key.key_id] = max(moment, last_used.get(key.key_id, moment))

@@ -188,7 +188,7 @@ class Access:
 
     def _tokens(self, settings: IdentitySettings) -> Iterator[Verify]:
         for name, issuer in settings.token_issuers.items():
-            tokens = Tokens(issuer, changed=self._identities_changed)
+            tokens = Tokens(name, issuer, changed=self._identities_changed)
             self._kept[f"token-issuer-{name}"] = tokens.keep
             yield tokens
 

@@ -6,9 +6,10 @@ calls an e-mail address that looks like a URI by the same name. cryptography is 
 """
 
 import hashlib
+import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from cryptography import x509
@@ -22,6 +23,7 @@ from gateway.status import Context
 _PEM = "x509_pem_cert"  # gRPC's name of it
 _MOST_READ = 1000
 _LONGEST_KEY_ID = 256
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +43,36 @@ class Certificates:
 
     def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
+        self._claiming: Mapping[str, tuple[str, ...]] = {}
         self._claims = Claims({})
+        self._told: frozenset[tuple[str, str, str]] = frozenset()
         self._read: OrderedDict[bytes, _Read] = OrderedDict()
 
     def change(self, policy: Policy) -> None:
-        """Another policy is in force."""
-        self._claims = Claims(
-            {name: tenant.certificates for name, tenant in policy.tenants.items() if tenant.certificates}
+        """Another policy is in force. What two tenants of it claim is told, once for as long as they do.
+
+        A file has no such claims; one and a database together may.
+        """
+        claiming = {name: tenant.certificates for name, tenant in policy.tenants.items() if tenant.certificates}
+        if claiming == self._claiming:
+            return
+        self._claiming = claiming
+        self._claims = Claims(claiming)
+        twice = frozenset(
+            (tenant, other, identity)
+            for tenant, identities in claiming.items()
+            for identity in identities
+            if (other := self._claims.overlaps(tenant, identity)) is not None
         )
+        for tenant, other, identity in sorted(twice - self._told):
+            _log.error(
+                "tenants %s and %s both claim certificates of %s: they stand for nobody",
+                tenant,
+                other,
+                identity,
+                extra={"event": "certificate_claimed_twice", "tenant": tenant, "other": other, "claim": identity},
+            )
+        self._told = twice
 
     def __call__(self, context: Context) -> Caller:
         """Who calls. Raises CertificateUnknown, also where the certificate has expired since the connection began."""

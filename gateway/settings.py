@@ -101,6 +101,10 @@ class TokenIssuerSettings(Section):
     """How old a token may be by its `iat`, whatever its `exp` says. Unset: `exp` alone counts."""
     tenant_claim: Annotated[str, Field(min_length=1)] = "tenant"
     """The claim that names the tenant; a token without it is refused. `sub` makes every subject a tenant."""
+    tenants: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,128}( [A-Za-z0-9._-]{1,128})*$")] | None = None
+    """The tenants that its tokens may name, with a blank between them; a token that names another is refused.
+
+    Unset: the issuer is trusted for every tenant, those of other issuers and of keys too."""
     roles_claim: Annotated[str, Field(min_length=1)] = "roles"
     """The claim with the roles: a list, or one text with blanks between them, as `scope` is."""
     role_map: Mapping[str, Role] = {}
@@ -123,7 +127,10 @@ _IssuerName = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")]
 
 
 class IdentitySettings(Section):
-    """Who may call. Something of this, a database, or an authority of callers' certificates must be set."""
+    """Who may call. Something of this, a database, or an authority of callers' certificates must be set.
+
+    That authority alone needs a policy file beside it, which says whose certificates stand for whom.
+    """
 
     key_file: ReadableFile | None = None
     """API keys as hashes, TOML, read again when it changes; `headrace keys new` prints an entry."""
@@ -227,7 +234,9 @@ class GatewaySection(Section):
     admin: AdminSettings = AdminSettings()
     identity: IdentitySettings = IdentitySettings()
     policy_file: ReadableFile | None = None
-    """What each tenant may call and use, YAML, read again when it changes. Unset: who has a key may call everything."""
+    """What each tenant may call and use, YAML, read again when it changes.
+
+    Unset: who is known may call everything; with a database, only its tenants may call, and what is granted there."""
     shared_limits: SharedLimitSettings = SharedLimitSettings()
     deadlines: DeadlineSettings = DeadlineSettings()
     drain: DrainSettings = DrainSettings()
@@ -270,5 +279,10 @@ class GatewaySettings(ProcessSettings):
             raise ValueError(
                 "set HEADRACE_GATEWAY__IDENTITY__KEY_FILE (or HEADRACE_DATABASE__URL, or another of"
                 " HEADRACE_GATEWAY__IDENTITY__…): without them nobody can call"
+            )
+        if asked == ["certificate"] and self.gateway.policy_file is None:
+            raise ValueError(
+                "set HEADRACE_GATEWAY__POLICY_FILE (or HEADRACE_DATABASE__URL): tls_client_ca_file is all that is set,"
+                " and without tenants that list certificates nobody can call"
             )
         return self

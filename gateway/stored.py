@@ -7,11 +7,13 @@ stands as it was last read. Before it was read for the first time nobody can tel
 import asyncio
 import logging
 import math
+import re
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import TypeVar
 
 from gateway.errors import KeysUnavailable
-from gateway.identity import Caller, Key, owner
+from gateway.identity import ROLES, Caller, Key, owner
 from gateway.policy.document import PolicyError, read_tenant
 from gateway.policy.model import Tenant
 from gateway.quotas import ReadSums, Sums, SumsUnavailableError, Used
@@ -27,10 +29,12 @@ from headrace.store.usage import summed_sequence, totals
 LOOK_SECONDS = 0.5
 _READ_SECONDS = 30.0
 """For all that there is, the first time."""
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _log = logging.getLogger(__name__)
 
-_Read = tuple[int, dict[str, Key], dict[str, Tenant | None], bool]
-"""A revision, what changed until then, and whether that is all that there is."""
+_Read = tuple[int, dict[str, Key | None], dict[str, Tenant | None], bool]
+"""A revision, what changed until then, None for what holds no more, and whether that is all that there is."""
+T = TypeVar("T")
 
 
 class StoredAccess:
@@ -86,15 +90,22 @@ class StoredAccess:
         except SchemaError as exc:
             raise Unstartable(f"{exc}") from None
         except StoreUnavailableError as exc:
-            if self._away != str(exc):
-                _log.warning("tenants and keys stay as they were: %s", exc, extra={"event": "database_away"})
-            self._away = str(exc)
+            self._stay(str(exc))
+            return
+        except (ValueError, TypeError, OverflowError) as exc:
+            # SQLite takes any text for a moment or JSON: what was written there by hand must not end the process.
+            self._stay(f"the database holds what can't be read: {type(exc).__name__}")
             return
         if self._away:
             _log.info("tenants and keys are read again", extra={"event": "database_back"})
         self._away = ""
         if read is not None:
             self._use(*read)
+
+    def _stay(self, why: str) -> None:
+        if self._away != why:
+            _log.warning("tenants and keys stay as they were: %s", why, extra={"event": "database_away"})
+        self._away = why
 
     async def _changes(self) -> _Read | None:
         seen = self._revision
@@ -112,16 +123,14 @@ class StoredAccess:
             keys, tenants = await asyncio.to_thread(_made, changes)
         return changes.revision, keys, tenants, everything
 
-    def _use(self, revision: int, keys: dict[str, Key], tenants: dict[str, Tenant | None], everything: bool) -> None:
+    def _use(
+        self, revision: int, keys: dict[str, Key | None], tenants: dict[str, Tenant | None], everything: bool
+    ) -> None:
         if everything:
             self._keys, self._tenants = {}, {}
         self._revision = revision
-        self._keys.update(keys)
-        for name, tenant in tenants.items():
-            if tenant is None:
-                self._tenants.pop(name, None)
-            else:
-                self._tenants[name] = tenant
+        _change(self._keys, keys)
+        _change(self._tenants, tenants)
         if keys or everything:
             self._keys_changed()
         if tenants or everything:
@@ -134,11 +143,25 @@ class StoredAccess:
         )
 
 
-def _made(changes: Changes) -> tuple[dict[str, Key], dict[str, Tenant | None]]:
+def _change(held: dict[str, T], changed: Mapping[str, T | None]) -> None:
+    for name, each in changed.items():
+        if each is None:
+            held.pop(name, None)
+        else:
+            held[name] = each
+
+
+def _made(changes: Changes) -> tuple[dict[str, Key | None], dict[str, Tenant | None]]:
     return {each.id: _key(each) for each in changes.keys}, dict(_granted(changes.tenants))
 
 
-def _key(stored: StoredKey) -> Key:
+def _key(stored: StoredKey) -> Key | None:
+    mistake = _mistake(stored)
+    if mistake is not None:
+        # Written by hand, or of a newer version. What held before may be more than it is to have now.
+        extra = {"event": "key_rejected", "key_id": stored.id}
+        _log.error("key %s is not taken: %s", stored.id, mistake, extra=extra)
+        return None
     return Key(
         digest=bytes.fromhex(stored.secret_sha256),
         caller=Caller(stored.tenant, stored.id, frozenset(stored.roles)),
@@ -146,6 +169,14 @@ def _key(stored: StoredKey) -> Key:
         expires=math.inf if stored.expires is None else stored.expires.timestamp(),
         disabled=stored.disabled,
     )
+
+
+def _mistake(stored: StoredKey) -> str | None:
+    if not _SHA256.fullmatch(stored.secret_sha256):
+        return "secret_sha256 must be 64 hexadecimal digits in lower case"
+    if not ROLES.issuperset(stored.roles):
+        return f"roles must be a list of {', '.join(sorted(ROLES))}"
+    return None
 
 
 def _granted(stored: Iterable[StoredTenant]) -> Iterable[tuple[str, Tenant | None]]:

@@ -75,6 +75,7 @@ class Tokens:
 
     def __init__(
         self,
+        name: str,
         settings: TokenIssuerSettings,
         *,
         cache_seconds: float = 1.0,
@@ -83,11 +84,15 @@ class Tokens:
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`changed` is told when the keys are others. Keys of a URL are there after `refresh`.
+        """`name` is the issuer's in our settings. `changed` is told when the keys are others.
+
+        Keys of a URL are there after `refresh`.
 
         Raises SettingsError where the file holds no usable key.
         """
+        self._name = name
         self._settings = settings
+        self._tenants = None if settings.tenants is None else frozenset(settings.tenants.split())
         self._cache_seconds = cache_seconds
         self._fetch_seconds = fetch_seconds
         self._clock = clock
@@ -241,13 +246,16 @@ class Tokens:
         tenant = claims.get(self._settings.tenant_claim)
         if not isinstance(tenant, str) or TENANT.fullmatch(tenant) is None:
             _refuse("the tenant claim is missing or no tenant's name")
+        if self._tenants is not None and tenant not in self._tenants:
+            _refuse("the tenant is not for this issuer to name")
         named = (claims.get("sub"), claims.get("azp"), claims.get("client_id"), tenant)
         subject = next(name for name in named if isinstance(name, str) and name)
         key_id = _NOT_IN_A_KEY_ID.sub("_", subject[:_LONGEST_SUBJECT])
         if key_id != subject:
             # What was replaced or cut must not make one of two.
             key_id += "~" + hashlib.sha256(subject.encode("utf-8", "surrogatepass")).hexdigest()[:12]
-        return Caller(tenant, f"token:{key_id}", self._roles(claims.get(self._settings.roles_claim)))
+        # Two issuers may have the same subject: it is not the same caller.
+        return Caller(tenant, f"token:{self._name}:{key_id}", self._roles(claims.get(self._settings.roles_claim)))
 
     def _roles(self, claimed: object) -> frozenset[str]:
         known: Mapping[str, str] = self._settings.role_map or {role: role for role in _ROLES}

@@ -50,6 +50,7 @@ class UpOptions:
             if not 1 <= count <= MOST_REPLICAS:
                 raise UsageError(f"{name} {count}: from 1 to {MOST_REPLICAS}")
         self._check_attached()
+        self._check_database()
         if self.api_key is not None and (not _PRINTABLE.fullmatch(self.api_key) or len(self.api_key) > _LONGEST_KEY):
             raise UsageError(f"--api-key: a key is 1 to {_LONGEST_KEY} printable ASCII characters")
 
@@ -57,6 +58,16 @@ class UpOptions:
     def database_url(self) -> str:
         """Where the database is."""
         return self.database if self.database != EMBEDDED else f"sqlite:///{self.state_dir.absolute() / DATABASE}"
+
+    def _check_database(self) -> None:
+        from headrace.store.settings import database_url  # noqa: PLC0415  slow to import
+
+        try:
+            database_url(self.database_url)
+        except ValueError as exc:
+            if self.database == EMBEDDED:
+                raise UsageError(f"--state-dir {self.state_dir}: with ? or # in it, it can't hold a database") from None
+            raise UsageError(f"--database {exc} (or `{EMBEDDED}`)") from None
 
     def _check_attached(self) -> None:
         for address in self.triton:

@@ -1,5 +1,6 @@
 """API keys, in the database: functions over a transaction. Every change takes the next revision; see `revisions`."""
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,8 +21,9 @@ class StoredKey:
     id: str
     tenant: str
     secret_sha256: str
-    """64 hexadecimal digits."""
+    """64 hexadecimal digits, unless it was written by hand."""
     roles: tuple[str, ...]
+    """What was written by hand and is no list of texts is here as JSON, which no role is named like."""
     not_before: datetime | None
     expires: datetime | None
     disabled: bool
@@ -109,7 +111,12 @@ def used(c: sa.Connection, last_used: Mapping[str, datetime]) -> None:
 
 def _made(row: sa.Row[*tuple[Any, ...]]) -> StoredKey:
     values = dict(row._mapping)  # noqa: SLF001  a public name of SQLAlchemy's, despite its look
-    return StoredKey(**{**values, "roles": tuple(values["roles"])})
+    return StoredKey(**{**values, "roles": _roles(values["roles"])})
+
+
+def _roles(stated: object) -> tuple[str, ...]:
+    listed = stated if isinstance(stated, list) else [json.dumps(stated)]
+    return tuple(each if isinstance(each, str) else json.dumps(each) for each in listed)
 
 
 def _change(c: sa.Connection, key_id: str, now: datetime, **values: object) -> None:

@@ -1,13 +1,16 @@
 """Where the database is: a section that the gateway and the aggregator share."""
 
 from typing import Annotated, Self
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import AfterValidator, model_validator
 
 from headrace.runtime.settings import ReadableFile, Section
 
 _FORMS = "must be postgresql://USER@HOST:PORT/NAME or sqlite:////absolute/path.db"
+_SECRET = frozenset({"password", "sslpassword", "passfile", "scram_client_key", "oauth_client_secret"})
+_OURS = frozenset({"options", "connect_timeout"})
+"""What `engine` sets itself, so that a transaction ends in time: what the URL says of it would count for nothing."""
 
 
 def database_url(url: str) -> str:
@@ -17,8 +20,12 @@ def database_url(url: str) -> str:
         port = parts.port
     except ValueError:
         raise ValueError(_FORMS) from None
-    if parts.password is not None:
-        raise ValueError("must hold no password: put it into password_file")
+    # Whatever their case: libpq would refuse another, but the URL would be shown before that.
+    words = {word.lower() for word, _ in parse_qsl(parts.query, keep_blank_values=True)}
+    if parts.password is not None or words & _SECRET:
+        raise ValueError("must hold no password, nor name where one is: put it into password_file")
+    if words & _OURS:
+        raise ValueError(f"must not set {', '.join(sorted(words & _OURS))}: Headrace sets it itself")
     if parts.scheme == "postgresql":
         usable = bool(parts.hostname and parts.path.strip("/")) and not parts.fragment
     else:
@@ -33,7 +40,9 @@ class DatabaseSettings(Section):
     """Tenants, keys and usage."""
 
     url: Annotated[str, AfterValidator(database_url)] | None = None
-    """`postgresql://USER@HOST:PORT/NAME`, with `?sslmode=…` and other words of libpq, or `sqlite:////PATH`."""
+    """`postgresql://USER@HOST:PORT/NAME`, with `?sslmode=…` and other words of libpq, or `sqlite:////PATH`.
+
+    Not with a password, `options` or `connect_timeout`."""
     password_file: ReadableFile | None = None
     """PostgreSQL's password."""
 

@@ -66,6 +66,8 @@ def test_what_a_report_has_twice_is_added() -> None:
         report({"request_bytes": 1 << 51}),
         report({"response_bytes": 1 << 51}),
         report({"model_micros": 1 << 51}),
+        report({"calls": 1 << 50}, {"model": "n"}),
+        report(*[{"model": f"m{number}", "request_bytes": 1 << 50} for number in range(8192)]),
         report({"key_id": "k", "last_unix_micros": 1 << 62}),
         report({"key_id": "k", "last_unix_micros": -1}),
         report({"tenant": "ß" * 300}),
@@ -112,3 +114,13 @@ def test_every_source_has_numbers_of_its_own() -> None:
     reports = [SourceReport("s", 6, {}), SourceReport("t", 3, {}), SourceReport("s", 7, {}), SourceReport("t", 4, {})]
 
     assert missing(reports, {"s": 5, "t": 0}.__getitem__) == 2
+
+
+def test_a_key_that_only_asked_is_used_and_has_no_usage() -> None:
+    outcomes: Counter[str] = Counter()
+    asked = {"tenant": "acme", "model": "", "key_id": "observer", "calls": 0, "last_unix_micros": HOUR * 10**6}
+
+    [read] = readable([report(asked)], outcomes)
+
+    assert read.last_used.keys() == {"observer"}
+    assert read.amounts == {}

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import json
+import logging
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +16,14 @@ from gateway.access import Access
 from gateway.errors import KeyInvalid
 from gateway.identity import Caller
 from gateway.policy.model import Policy
-from gateway.settings import GatewaySection, IdentitySettings, Provider, ReplySettings, TokenIssuerSettings
+from gateway.settings import (
+    GatewaySection,
+    GrpcSettings,
+    IdentitySettings,
+    Provider,
+    ReplySettings,
+    TokenIssuerSettings,
+)
 from headrace.runtime.settings import SettingsError
 from headrace.store.engine import Store
 from headrace.store.settings import DatabaseSettings
@@ -26,11 +34,18 @@ SECONDS = 20.0
 
 
 def access(
-    identity: IdentitySettings | None = None, *, policy: Path | None = None, database: str | None = None
+    identity: IdentitySettings | None = None,
+    *,
+    policy: Path | None = None,
+    database: str | None = None,
+    certificates: bool = False,
 ) -> Access:
     section = GatewaySection(
         reply=ReplySettings(advertised_host="gateway"), identity=identity or IdentitySettings(), policy_file=policy
     )
+    if certificates:
+        grpc = GrpcSettings.model_construct(tls_client_ca_file=Path("ca.pem"))  # all that is asked is whether it is set
+        section = section.model_copy(update={"grpc": grpc})
     return Access(section, DatabaseSettings(url=database), pool="default", source="gateway/g/0", gateways=lambda: 1)
 
 
@@ -113,6 +128,31 @@ async def test_with_a_database_alone_who_is_not_in_it_is_granted_nothing(databas
 
     assert policy.tenant("stored") is not None
     assert policy.tenant("other") is None
+
+
+async def test_what_a_tenant_of_the_file_and_one_of_the_database_both_claim_is_told_once(
+    tmp_path: Path, database: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "policy.yaml"
+    file.write_text("tenants: {written: {models: [x], certificates: [shop.example]}}\n")
+    store = Store(database)
+    with store.transaction() as c:
+        create_tenant(c, "claiming", {"models": ["x"], "certificates": ["shop.example"]}, now=datetime.now(UTC))
+    store.close()
+    made = access(policy=file, database=database, certificates=True)
+
+    with caplog.at_level(logging.ERROR):
+        policy = await policy_of(made)
+        made.admission.change(policy)
+
+    [told] = caplog.records
+    named = {field: vars(told)[field] for field in ("event", "tenant", "other", "claim")}
+    assert named == {
+        "event": "certificate_claimed_twice",
+        "tenant": "written",
+        "other": "claiming",
+        "claim": "shop.example",
+    }
 
 
 async def test_quotas_without_a_database_are_refused(tmp_path: Path) -> None:

@@ -164,9 +164,14 @@ def certified(folder: Path, *, authority: bytes | None = None) -> dict[str, str]
 
 
 def test_certificates_alone_let_callers_in(load: Load, tmp_path: Path) -> None:
-    settings = load(certified(tmp_path))
+    settings = load(certified(tmp_path) | {"HEADRACE_GATEWAY__POLICY_FILE": "FILE"})
 
     assert settings.gateway.grpc.tls_client_ca_file == tmp_path / "authority.pem"
+
+
+def test_certificates_that_no_policy_can_tell_the_tenant_of_let_nobody_in(load: Load, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"set HEADRACE_GATEWAY__POLICY_FILE .*nobody can call"):
+        load(certified(tmp_path))
 
 
 def test_certificates_are_a_provider_that_the_order_has_to_name(load: Load, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Tenants and keys from a database: what is in force, how soon, and what holds while it is away."""
 
+import asyncio
 import hashlib
 import logging
 from collections.abc import AsyncIterator
@@ -7,13 +8,16 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from gateway.errors import KeyExpired, KeysUnavailable
 from gateway.identity import Caller
-from gateway.stored import StoredAccess, sums_of
+from gateway.stored import LOOK_SECONDS, StoredAccess, sums_of
+from headrace.runtime import reload
 from headrace.runtime.lifecycle import Unstartable
 from headrace.store.engine import Store, StoreUnavailableError
 from headrace.store.keys import create_key, set_key_disabled, set_key_expiry
+from headrace.store.revisions import next_revision
 from headrace.store.tenants import change_tenant, create_tenant, set_tenant_disabled
 from headrace.store.usage import Amounts, Batch, SourceReport, UsageKey, sum_batch
 
@@ -116,6 +120,72 @@ async def test_a_tenant_that_cannot_be_understood_is_granted_nothing_and_told(
         await bench.stored.look()
     assert set(bench.stored.tenants) == {"other"}
     assert "powers: no such field" in caplog.text
+
+
+def by_hand(store: Store, column: str, value: str) -> None:
+    """Write a field of the key `k` as nobody but SQL does."""
+    with store.transaction() as c:
+        statement = f"UPDATE keys SET {column} = :value, revision = :revision WHERE id = 'k'"  # noqa: S608  our names
+        c.execute(sa.text(statement), {"value": value, "revision": next_revision(c)})
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("secret_sha256", "no hex"),
+        ("secret_sha256", SECRET[:-2]),
+        ("roles", "null"),
+        ("roles", '"admin"'),
+        ("roles", '{"admin": true}'),
+        ("roles", "[null]"),
+        ("roles", '[["admin"]]'),
+        ("roles", '["root"]'),
+    ],
+)
+async def test_a_key_that_cannot_be_understood_is_not_taken_and_told(
+    bench: Bench, caplog: pytest.LogCaptureFixture, column: str, value: str
+) -> None:
+    """Also where it was known before; the others go on."""
+    bench.key()
+    bench.key("other")
+    await bench.stored.look()
+    by_hand(bench.store, column, value)
+    with caplog.at_level(logging.ERROR):
+        await bench.stored.look()
+    assert bench.stored("hr_k_secret") is None
+    assert bench.stored("hr_other_secret") is not None
+    assert [(vars(record)["event"], vars(record)["key_id"]) for record in caplog.records] == [("key_rejected", "k")]
+    assert bench.told == ["keys", "tenants", "keys"]
+
+
+@pytest.mark.parametrize(("column", "value"), [("expires", "tomorrow"), ("roles", "no JSON")])
+async def test_what_the_database_itself_cannot_read_leaves_what_was_read(
+    bench: Bench, caplog: pytest.LogCaptureFixture, column: str, value: str
+) -> None:
+    bench.key()
+    await bench.stored.look()
+    by_hand(bench.store, column, value)
+    await bench.stored.look()
+    await bench.stored.look()
+    assert bench.stored("hr_k_secret") is not None
+    assert [vars(record)["event"] for record in caplog.records] == ["database_away"]
+
+
+async def test_changes_are_looked_for_more_than_once_a_second(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 2:
+            raise asyncio.CancelledError
+
+    bench.key()
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    with pytest.raises(asyncio.CancelledError):
+        await bench.stored.keep()
+    assert slept == [LOOK_SECONDS, LOOK_SECONDS]
+    assert bench.stored("hr_k_secret") is not None
+    assert max(LOOK_SECONDS, reload.LOOK_SECONDS) < 1
 
 
 async def test_nothing_is_read_again_where_nothing_changed(bench: Bench) -> None:

@@ -157,12 +157,12 @@ def clock() -> Clock:
 
 @pytest.fixture
 def tokens(whole_file: Path, clock: Clock) -> Tokens:
-    return Tokens(settings(whole_file), clock=clock, monotonic=clock)
+    return Tokens("corp", settings(whole_file), clock=clock, monotonic=clock)
 
 
 @pytest.mark.parametrize(("kid", "alg"), [("rsa", "RS256"), ("ec", "ES256"), ("ed", "EdDSA")])
 def test_a_token_tells_its_caller(issuer: Issuer, tokens: Tokens, kid: str, alg: str) -> None:
-    assert tokens(issuer.token(kid=kid, alg=alg)) == Caller("billing", "token:svc_7~9e53db981e41", frozenset())
+    assert tokens(issuer.token(kid=kid, alg=alg)) == Caller("billing", "token:corp:svc_7~9e53db981e41", frozenset())
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_a_token_tells_its_caller(issuer: Issuer, tokens: Tokens, kid: str, alg:
     [*(("rsa", name) for name in ALL[:6]), ("ec", "ES256"), ("ec-384", "ES384"), ("ed", "EdDSA"), ("ps-only", "PS256")],
 )
 def test_each_algorithm_that_is_allowed_is_understood(issuer: Issuer, whole_file: Path, kid: str, alg: str) -> None:
-    tokens = Tokens(settings(whole_file, algorithms=ALL), clock=Clock())
+    tokens = Tokens("corp", settings(whole_file, algorithms=ALL), clock=Clock())
 
     assert tokens(issuer.token(kid=kid, alg=alg, key=issuer.keys.get(kid, issuer.keys["rsa"]))) is not None
 
@@ -197,11 +197,11 @@ def test_what_the_standards_leave_open_is_taken(
 @pytest.mark.parametrize(
     ("changes", "key_id"),
     [
-        ({"sub": "a b/ü\n\x00"}, "token:a_b____~9199d8d66a26"),
-        ({"sub": "x" * 1000}, "token:" + "x" * 64 + "~44f8354494a5"),
-        ({"sub": MISSING, "azp": "shop"}, "token:shop"),
-        ({"sub": "", "client_id": "till"}, "token:till"),
-        ({"sub": 7}, "token:billing"),
+        ({"sub": "a b/ü\n\x00"}, "token:corp:a_b____~9199d8d66a26"),
+        ({"sub": "x" * 1000}, "token:corp:" + "x" * 64 + "~44f8354494a5"),
+        ({"sub": MISSING, "azp": "shop"}, "token:corp:shop"),
+        ({"sub": "", "client_id": "till"}, "token:corp:till"),
+        ({"sub": 7}, "token:corp:billing"),
     ],
 )
 def test_the_key_id_names_the_subject_in_harmless_letters(
@@ -220,6 +220,25 @@ def test_no_two_subjects_have_one_key_id(issuer: Issuer, tokens: Tokens, one: st
     assert len({caller.key_id for caller in told if caller is not None}) == 2
 
 
+def test_one_subject_of_two_issuers_is_two_callers(issuer: Issuer, whole_file: Path) -> None:
+    told = [Tokens(name, settings(whole_file), clock=Clock())(issuer.token(claims(sub="bob"))) for name in ("a", "b")]
+
+    assert [caller.key_id for caller in told if caller is not None] == ["token:a:bob", "token:b:bob"]
+
+
+@pytest.mark.parametrize(
+    ("tenants", "taken"), [(None, True), ("billing", True), ("shop billing", True), ("shop bill", False)]
+)
+def test_an_issuer_speaks_for_the_tenants_that_it_is_listed_with(
+    issuer: Issuer, whole_file: Path, caplog: pytest.LogCaptureFixture, tenants: str | None, taken: bool
+) -> None:
+    caplog.set_level(logging.DEBUG, "gateway.tokens")
+    tokens = Tokens("corp", settings(whole_file, tenants=tenants), clock=Clock())
+
+    assert (tokens(issuer.token()) is not None) == taken
+    assert ("the tenant is not for this issuer to name" in caplog.text) != taken
+
+
 @pytest.mark.parametrize(
     ("claimed", "role_map", "roles"),
     [
@@ -235,7 +254,7 @@ def test_only_known_roles_count(
     issuer: Issuer, whole_file: Path, claimed: object, role_map: dict[str, str], roles: set[str]
 ) -> None:
     """A map replaces our own names: a provider that uses them for something else grants nothing."""
-    tokens = Tokens(settings(whole_file, role_map=role_map), clock=Clock())
+    tokens = Tokens("corp", settings(whole_file, role_map=role_map), clock=Clock())
 
     caller = tokens(issuer.token(claims(roles=claimed)))
 
@@ -244,11 +263,11 @@ def test_only_known_roles_count(
 
 
 def test_any_claim_may_name_the_tenant_and_the_roles(issuer: Issuer, whole_file: Path) -> None:
-    tokens = Tokens(settings(whole_file, tenant_claim="sub", roles_claim="scope"), clock=Clock())
+    tokens = Tokens("corp", settings(whole_file, tenant_claim="sub", roles_claim="scope"), clock=Clock())
 
     caller = tokens(issuer.token(claims(sub="shop", scope="openid observer")))
 
-    assert caller == Caller("shop", "token:shop", frozenset({"observer"}))
+    assert caller == Caller("shop", "token:corp:shop", frozenset({"observer"}))
 
 
 def test_tokens_serve_beside_keys(issuer: Issuer, tmp_path: Path) -> None:
@@ -257,7 +276,7 @@ def test_tokens_serve_beside_keys(issuer: Issuer, tmp_path: Path) -> None:
     short = OKPKey.generate_key("Ed25519")
     jwks = tmp_path / "jwks.json"
     jwks.write_text(json.dumps({"keys": [public(short, "e")]}))
-    identify = Callers([KeyFile(path), Tokens(settings(jwks), clock=Clock())]).by_metadata
+    identify = Callers([KeyFile(path), Tokens("corp", settings(jwks), clock=Clock())]).by_metadata
 
     by_key = identify([("x-api-key", "hr_a_s")])
     by_token = identify([("authorization", f"Bearer {issuer.token(alg='EdDSA', kid='e', key=short)}")])
@@ -486,13 +505,13 @@ def test_an_attack_is_refused_for_its_reason(
     ],
 )
 def test_allowing_all_algorithms_opens_no_door(issuer: Issuer, whole_file: Path, attack: str) -> None:
-    tokens = Tokens(settings(whole_file, algorithms=ALL), clock=Clock())
+    tokens = Tokens("corp", settings(whole_file, algorithms=ALL), clock=Clock())
 
     assert tokens(ATTACKS[attack][1](issuer)) is None
 
 
 def test_a_key_that_names_its_algorithm_serves_no_other(issuer: Issuer, whole_file: Path) -> None:
-    tokens = Tokens(settings(whole_file, algorithms=ALL), clock=Clock())
+    tokens = Tokens("corp", settings(whole_file, algorithms=ALL), clock=Clock())
 
     assert tokens(issuer.token(alg="PS256", kid="ps-only", key=issuer.keys["rsa"])) is not None
     assert tokens(issuer.token(alg="RS256", kid="ps-only", key=issuer.keys["rsa"])) is None
@@ -502,7 +521,7 @@ def test_kid_may_be_missing_where_there_is_one_usable_key(issuer: Issuer, tmp_pa
     path = tmp_path / "jwks.json"
     listed = [public(issuer.keys["rsa"], "rsa"), public(issuer.weak, "weak"), {"kty": "oct", "k": encoded(SECRET)}]
     path.write_text(json.dumps({"keys": listed}))
-    tokens = Tokens(settings(path), clock=Clock())
+    tokens = Tokens("corp", settings(path), clock=Clock())
 
     assert tokens(issuer.token(kid=MISSING, key=issuer.keys["rsa"])) is not None
     assert tokens(issuer.token(kid=MISSING, key=issuer.stranger)) is None
@@ -510,7 +529,7 @@ def test_kid_may_be_missing_where_there_is_one_usable_key(issuer: Issuer, tmp_pa
 
 
 def test_a_token_may_be_too_old_before_it_expires(issuer: Issuer, whole_file: Path, clock: Clock) -> None:
-    tokens = Tokens(settings(whole_file, max_age_seconds=60), clock=clock, monotonic=clock)
+    tokens = Tokens("corp", settings(whole_file, max_age_seconds=60), clock=clock, monotonic=clock)
     token = issuer.token(claims(exp=NOW + 10_000))
 
     assert tokens(token) is not None
@@ -521,7 +540,7 @@ def test_a_token_may_be_too_old_before_it_expires(issuer: Issuer, whole_file: Pa
 
 @pytest.fixture(scope="module")
 def held_tokens(whole_file: Path) -> Tokens:
-    return Tokens(settings(whole_file), clock=Clock())
+    return Tokens("corp", settings(whole_file), clock=Clock())
 
 
 @given(st.text() | st.lists(st.text(alphabet="eyJhbGciOi0_-"), min_size=3, max_size=3).map(".".join))
@@ -585,7 +604,7 @@ def test_a_verdict_is_held_for_its_time_and_no_longer(
     issuer: Issuer, whole_file: Path, clock: Clock, counting: Counting, *, good: bool
 ) -> None:
     """A flood of one token, good or bad, costs one signature check a second."""
-    tokens = Tokens(settings(whole_file), cache_seconds=1.0, clock=clock, monotonic=clock)
+    tokens = Tokens("corp", settings(whole_file), cache_seconds=1.0, clock=clock, monotonic=clock)
     token = issuer.token(key=None if good else issuer.stranger)
 
     verdicts = {tokens(token) is not None for _ in range(100)}
@@ -598,7 +617,7 @@ def test_a_verdict_is_held_for_its_time_and_no_longer(
 
 
 def test_a_verdict_does_not_outlive_its_token(issuer: Issuer, whole_file: Path, clock: Clock) -> None:
-    tokens = Tokens(settings(whole_file), cache_seconds=1000.0, clock=clock, monotonic=clock)
+    tokens = Tokens("corp", settings(whole_file), cache_seconds=1000.0, clock=clock, monotonic=clock)
     token = issuer.token(claims(exp=NOW + 10))
 
     assert tokens(token) is not None
@@ -610,7 +629,7 @@ def test_a_verdict_does_not_outlive_its_token(issuer: Issuer, whole_file: Path, 
 
 def test_a_clock_that_is_set_back_holds_no_verdict_longer(issuer: Issuer, whole_file: Path, counting: Counting) -> None:
     wall, steady = Clock(), Clock(0.0)
-    tokens = Tokens(settings(whole_file), clock=wall, monotonic=steady)
+    tokens = Tokens("corp", settings(whole_file), clock=wall, monotonic=steady)
     token = issuer.token()
     tokens(token)
 
@@ -649,7 +668,7 @@ async def test_a_file_that_changes_brings_new_keys_and_takes_old_ones_away(issue
     """At once, whatever verdicts are held."""
     path = tmp_path / "jwks.json"
     path.write_bytes(issuer.set_of("rsa"))
-    tokens = Tokens(settings(path), cache_seconds=1000.0, clock=Clock())
+    tokens = Tokens("corp", settings(path), cache_seconds=1000.0, clock=Clock())
     old, new = issuer.token(), issuer.token(kid="ec", alg="ES256")
     before = [tokens(old) is not None, tokens(new) is not None]
 
@@ -664,7 +683,7 @@ async def test_a_file_that_changes_brings_new_keys_and_takes_old_ones_away(issue
 async def test_a_file_is_looked_at_while_keys_are_kept(issuer: Issuer, tmp_path: Path) -> None:
     path = tmp_path / "jwks.json"
     path.write_bytes(issuer.set_of("rsa"))
-    tokens = Tokens(settings(path), clock=Clock(), monotonic=Clock())
+    tokens = Tokens("corp", settings(path), clock=Clock(), monotonic=Clock())
     new = issuer.token(kid="ec", alg="ES256")
     path.write_bytes(issuer.set_of("ec"))
 
@@ -676,7 +695,7 @@ async def test_a_file_is_looked_at_while_keys_are_kept(issuer: Issuer, tmp_path:
 async def test_a_set_without_keys_takes_all_of_them_away(issuer: Issuer, tmp_path: Path) -> None:
     path = tmp_path / "jwks.json"
     path.write_bytes(issuer.set_of("rsa"))
-    tokens = Tokens(settings(path), clock=Clock())
+    tokens = Tokens("corp", settings(path), clock=Clock())
 
     path.write_text('{"keys": []}')
     await tokens.refresh()
@@ -701,7 +720,7 @@ def test_a_file_that_holds_no_keys_is_refused_at_start(tmp_path: Path, text: str
     path.write_text(text)
 
     with pytest.raises(SettingsError) as caught:
-        Tokens(settings(path))
+        Tokens("corp", settings(path))
 
     assert str(path) in str(caught.value)
     assert problem in str(caught.value)
@@ -752,7 +771,7 @@ async def kept(tokens: Tokens) -> AsyncIterator[None]:
 
 
 async def test_keys_of_a_url_are_there_after_a_refresh(issuer: Issuer, provider: tuple[Provider, str]) -> None:
-    tokens = Tokens(from_url(provider[1]), clock=Clock())
+    tokens = Tokens("corp", from_url(provider[1]), clock=Clock())
     token = issuer.token()
 
     before = tokens(token)
@@ -765,14 +784,14 @@ async def test_keys_of_a_url_are_there_after_a_refresh(issuer: Issuer, provider:
 async def test_keys_are_fetched_again_after_their_time(provider: tuple[Provider, str]) -> None:
     server, url = provider
 
-    async with kept(Tokens(from_url(url, refresh_seconds=0.02, min_refresh_seconds=0.01), clock=Clock())):
+    async with kept(Tokens("corp", from_url(url, refresh_seconds=0.02, min_refresh_seconds=0.01), clock=Clock())):
         for _ in range(3):
             await server.asked.get()
 
 
 async def test_unknown_keys_are_fetched_once_for_all_who_ask(issuer: Issuer, provider: tuple[Provider, str]) -> None:
     server, url = provider
-    tokens = Tokens(from_url(url, min_refresh_seconds=0.01), clock=Clock(), monotonic=Clock())
+    tokens = Tokens("corp", from_url(url, min_refresh_seconds=0.01), clock=Clock(), monotonic=Clock())
     new = issuer.token(kid="ec", alg="ES256")
 
     async with kept(tokens):
@@ -795,7 +814,9 @@ async def test_unknown_keys_are_fetched_not_more_often_than_allowed(
     server, url = provider
     ticks = count()
     pause = 0.05
-    tokens = Tokens(from_url(url, min_refresh_seconds=pause), clock=Clock(), monotonic=lambda: float(next(ticks)))
+    tokens = Tokens(
+        "corp", from_url(url, min_refresh_seconds=pause), clock=Clock(), monotonic=lambda: float(next(ticks))
+    )
     token = issuer.token(kid="nobody", key=issuer.stranger)
 
     async with kept(tokens):
@@ -808,7 +829,7 @@ async def test_unknown_keys_are_fetched_not_more_often_than_allowed(
 
 
 async def test_a_token_that_is_refused_anyway_fetches_no_keys(issuer: Issuer, provider: tuple[Provider, str]) -> None:
-    tokens = Tokens(from_url(provider[1]), clock=Clock())
+    tokens = Tokens("corp", from_url(provider[1]), clock=Clock())
 
     for changes in ({"iss": "https://evil.example"}, {"aud": "other"}, {"exp": 0}):
         tokens(issuer.token(claims(**changes), kid="nobody", key=issuer.stranger))
@@ -838,7 +859,7 @@ async def test_a_failed_refresh_keeps_the_last_good_keys(
     """It is told once, and so is its end."""
     server, url = provider
     caplog.set_level(logging.INFO, "gateway.tokens")
-    tokens = Tokens(from_url(url), fetch_seconds=0.2 if "silent" in change else 5.0, clock=Clock())
+    tokens = Tokens("corp", from_url(url), fetch_seconds=0.2 if "silent" in change else 5.0, clock=Clock())
     good = vars(server).copy()
     await tokens.refresh()
     caplog.clear()
@@ -860,7 +881,7 @@ async def test_keys_that_can_not_be_fetched_are_asked_for_again_soon(provider: t
     server, url = provider
     server.status = 503
 
-    async with kept(Tokens(from_url(url, refresh_seconds=300, min_refresh_seconds=0.01))):
+    async with kept(Tokens("corp", from_url(url, refresh_seconds=300, min_refresh_seconds=0.01))):
         await server.asked.get()
         await server.asked.get()
 
@@ -869,7 +890,7 @@ async def test_keeping_ends_when_it_is_cancelled_in_the_middle_of_a_fetch(provid
     server, url = provider
     server.silent = True
 
-    async with kept(Tokens(from_url(url))):
+    async with kept(Tokens("corp", from_url(url))):
         await server.asked.get()
 
 
@@ -898,6 +919,8 @@ async def test_keeping_ends_when_it_is_cancelled_in_the_middle_of_a_fetch(provid
         {"jwks_file": __file__, "min_refresh_seconds": 0},
         {"jwks_file": __file__, "min_refresh_seconds": 400},
         {"jwks_file": __file__, "issuer": ""},
+        {"jwks_file": __file__, "tenants": ""},
+        {"jwks_file": __file__, "tenants": "billing/*"},
         {"jwks_file": __file__, "audience": ""},
     ],
     ids=str,

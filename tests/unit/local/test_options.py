@@ -25,14 +25,19 @@ from headrace.local.options import UpOptions, UsageError, join_address, parse_ad
         ({"triton": ("a:1",), "replicas": 2}, "one of the two"),
         ({"triton": ("a:1",), "model_repository": Path("m")}, "--model-repository"),
         ({"broker": "kafka"}, "--broker kafka: expected HOST:PORT or `embedded`"),
+        ({"database": "foo"}, "--database must be postgresql://"),
+        ({"database": "mysql://h/x"}, "--database must be postgresql://"),
+        ({"database": "postgresql://u:s3cret@h/x"}, "--database must hold no password"),
+        ({"state_dir": Path("a#b")}, "--state-dir a#b"),
         ({"broker": "kafka:99999"}, "a port is a number"),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_one_line_that_names_the_option(options: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError) as refusal:
-        UpOptions(state_dir=Path("s"), **options)
+        UpOptions(**{"state_dir": Path("s")} | options)
 
     assert said in str(refusal.value)
+    assert "s3cret" not in str(refusal.value)
     assert "\n" not in str(refusal.value)
 
 

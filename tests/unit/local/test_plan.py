@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from aggregator.settings import AggregatorSettings
 from gateway.settings import GatewaySettings
 from headrace.local import plan
 from headrace.local.options import UpOptions, UsageError
@@ -109,6 +110,23 @@ def test_the_settings_given_to_a_process_are_settings_that_it_knows(
     else:
         assert settings.router.triton.address == made.routers[1].triton
     assert program.env["MALLOC_MMAP_THRESHOLD_"] == str(1 << 30)
+
+
+def test_the_settings_given_to_the_aggregator_are_settings_that_it_knows(
+    options: UpOptions, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    made = plan.make_plan(options)
+    program = plan.aggregator_component(made, made.aggregator, cwd=tmp_path).make_program()
+    for name, value in program.env.items():
+        monkeypatch.setenv(name, value)
+
+    settings = AggregatorSettings.load()
+
+    assert settings.kafka.bootstrap_servers == made.kafka
+    assert settings.database.url == made.database == f"sqlite:///{tmp_path}/headrace.db"
+    assert settings.aggregator.admin.port == made.aggregator.admin_port
+    assert settings.aggregator.admin.host == "127.0.0.1"
+    assert settings.aggregator.id == "aggregator"
 
 
 def test_the_users_own_wishes_about_logging_win(

@@ -49,6 +49,19 @@ def test_a_password_in_the_url_is_refused_and_not_repeated() -> None:
     assert "hunter2" not in str(refused.value)
 
 
+@pytest.mark.parametrize("word", ["password", "PASSWORD", "pass%77ord", "sslpassword", "passfile"])
+def test_a_password_among_the_words_of_libpq_is_refused_and_not_repeated(word: str) -> None:
+    with pytest.raises(ValueError, match="must hold no password") as refused:
+        database_url(f"postgresql://u@db/x?sslmode=require&{word}=hunter2")
+    assert "hunter2" not in str(refused.value)
+
+
+@pytest.mark.parametrize("word", ["options", "connect_timeout"])
+def test_what_is_ours_to_set_is_refused_by_name(word: str) -> None:
+    with pytest.raises(ValueError, match=f"must not set {word}"):
+        database_url(f"postgresql://u@db/x?{word}=9")
+
+
 def test_a_password_is_for_postgresql_alone(tmp_path: Path) -> None:
     file = tmp_path / "password"
     file.write_text("x")
