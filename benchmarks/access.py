@@ -104,8 +104,9 @@ async def _traffic(load: LoadGenerator, peer: Peer, case: Case, port: int) -> li
 
 
 async def _stalls(asked: argparse.Namespace) -> dict[str, list[float]]:
-    folder = asked.build / "tenants"
-    argv = [sys.executable, "-m", "benchmarks.reloading", str(folder / "tenants.yaml"), str(folder / "keys.toml")]
+    folder, stack = asked.build / "tenants-quotas", asked.build / headrace.STATE
+    files = (folder / "tenants.yaml", folder / "keys.toml", stack / DATABASE)
+    argv = [sys.executable, "-m", "benchmarks.reloading", *map(str, files)]
     process = await asyncio.create_subprocess_exec(*argv, stdout=subprocess.PIPE)
     async with asyncio.timeout(180):
         out, _ = await process.communicate()

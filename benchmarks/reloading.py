@@ -35,14 +35,16 @@ async def _latest_ms(seconds: float) -> float:
     return latest * 1000
 
 
-async def _measure(policy_file: Path, key_file: Path, rounds: int) -> dict[str, list[float]]:
+async def _measure(policy_file: Path, key_file: Path, database: Path, rounds: int) -> dict[str, list[float]]:
     settings = GatewaySection(
         reply=ReplySettings(advertised_host="127.0.0.1"),
         identity=IdentitySettings(key_file=key_file),
         policy_file=policy_file,
     )
     late: dict[str, list[float]] = {"unchanged": [], "changed": []}
-    async with Access(settings, DatabaseSettings(), pool="default", source="benchmark", gateways=lambda: 1) as access:
+    stored = DatabaseSettings(url=f"sqlite:///{database}")
+    async with Access(settings, stored, pool="default", source="benchmark", gateways=lambda: 1) as access:
+        await asyncio.sleep(_ROUND_SECONDS)  # the database is read meanwhile
         for _ in range(rounds):
             late["unchanged"].append(await _latest_ms(_ROUND_SECONDS))
             before = access.admission.policy
@@ -58,9 +60,10 @@ def main(words: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.reloading", description=__doc__)
     parser.add_argument("policy_file", type=Path)
     parser.add_argument("key_file", type=Path)
+    parser.add_argument("database", type=Path, help="a file of SQLite, as `headrace up` has one")
     parser.add_argument("--rounds", type=int, default=6, help="default %(default)s")
     asked = parser.parse_args(words)
-    late = uvloop.run(_measure(asked.policy_file, asked.key_file, asked.rounds))
+    late = uvloop.run(_measure(asked.policy_file, asked.key_file, asked.database.absolute(), asked.rounds))
     sys.stdout.write(json.dumps(late) + "\n")
     return 0
 

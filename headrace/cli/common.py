@@ -1,7 +1,7 @@
-"""What several commands share: the state folder's option, and how a command fails."""
+"""What several commands share: the state folder's option, names that are text, and how a command fails."""
 
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, NoReturn, TypeVar
 
 import typer
 
@@ -9,6 +9,7 @@ from headrace.local.paths import default_state_dir
 from headrace.local.state import Description, StateError, described
 
 FAILED, USAGE = 1, 2
+_Given = TypeVar("_Given", str | None, list[str] | None)
 
 StateDir = Annotated[
     Path | None,
@@ -26,6 +27,15 @@ def fail(text: str, *, code: int = FAILED) -> NoReturn:
     """End the command with one line on stderr."""
     typer.echo(f"headrace: {text}", err=True)
     raise typer.Exit(code)
+
+
+def readable(given: _Given) -> _Given:
+    """Names as they were given. Ends the command where bytes of them are no text: nothing has such a name."""
+    try:
+        "".join(given or ()).encode()
+    except UnicodeEncodeError:
+        fail("a name is no text in UTF-8", code=USAGE)
+    return given
 
 
 def resolved(state_dir: Path | None) -> Path:

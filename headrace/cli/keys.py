@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from headrace.cli.common import USAGE, AsJson, StateDir, fail
+from headrace.cli import moments
+from headrace.cli.common import USAGE, AsJson, StateDir, fail, readable
 from headrace.cli.stores import Database, opened
 from headrace.cli.table import table
 from headrace.local.keys import KeyRequestError, NewKey, new_key
@@ -20,7 +21,10 @@ if TYPE_CHECKING:  # slow to import
 
 app = typer.Typer(no_args_is_help=True, help="API keys, in the database or for a key file.")
 
-Id = Annotated[str, typer.Argument(metavar="ID", help="The key's public name: what stands between `hr_` and `_`.")]
+Id = Annotated[
+    str,
+    typer.Argument(metavar="ID", help="The key's public name: what stands between `hr_` and `_`.", callback=readable),
+]
 NewId = Annotated[str | None, typer.Option("--id", help="The key's public name. [default: random]", show_default=False)]
 Admin = Annotated[bool, typer.Option("--admin", help="May load and unload models.")]
 Observer = Annotated[bool, typer.Option("--observer", help="May ask what there is, and run nothing.")]
@@ -58,11 +62,16 @@ def _create(
 
         headrace keys create platform --id ops-1 --admin --days 90
     """
-    from headrace.store.tenants import tenant as known_tenant  # noqa: PLC0415  slow to import
+    from headrace.store.acts import record, this_actor  # noqa: PLC0415  slow to import
+    from headrace.store.tenants import tenant as known_tenant  # noqa: PLC0415
 
-    made = _made(tenant, key_id, _roles(admin=admin, observer=observer), _expiry(days))
+    now = moments.now()
+    roles, expires = _roles(admin=admin, observer=observer), _expiry(days, now)
+    made = _made(tenant, key_id, roles, expires)
+    detail = {"roles": roles or ["user"], "expires": _iso(expires)}
     with opened(database, state_dir) as store, store.transaction() as connection:
-        _add(connection, made, tenant, _roles(admin=admin, observer=observer), _expiry(days))
+        _add(connection, made, tenant, roles, expires, now=now)
+        record(connection, "keys create", by=this_actor(), tenant=tenant, key=made.id, detail=detail, now=now)
         known = known_tenant(connection, tenant) is not None
     if not known:
         typer.echo(f"headrace: the database has no tenant {tenant}: the key works where a policy file has it", err=True)
@@ -73,7 +82,10 @@ def _create(
 def _list(
     *,
     tenant: Annotated[
-        str | None, typer.Argument(metavar="TENANT", help="Whose keys. [default: everybody's]", show_default=False)
+        str | None,
+        typer.Argument(
+            metavar="TENANT", help="Whose keys. [default: everybody's]", show_default=False, callback=readable
+        ),
     ] = None,
     database: Database = None,
     state_dir: StateDir = None,
@@ -91,7 +103,7 @@ def _list(
     """
     from headrace.store.keys import keys_of  # noqa: PLC0415  slow to import
 
-    with opened(database, state_dir) as store, store.transaction() as connection:
+    with opened(database, state_dir) as store, store.transaction(read_only=True) as connection:
         found = keys_of(connection, tenant)
     if as_json:
         typer.echo(json.dumps([_as_json(each) for each in found], indent=1))
@@ -118,7 +130,7 @@ def _show(key_id: Id, database: Database = None, state_dir: StateDir = None, as_
 
         headrace keys show ops-1
     """
-    with opened(database, state_dir) as store, store.transaction() as connection:
+    with opened(database, state_dir) as store, store.transaction(read_only=True) as connection:
         facts = _as_json(_known(connection, key_id))
     if as_json:
         typer.echo(json.dumps(facts, indent=1))
@@ -164,34 +176,49 @@ def _rotate(
 ) -> None:
     """Make a key that takes another's place, and let the old one expire.
 
-    The new one has the tenant and the roles of the old one.
+    The new one has the tenant and the roles of the old one, and an end where `--days` gives it one. A key that is
+    disabled or has expired gets no successor: `headrace keys create` makes a new one.
 
     For example:
 
         headrace keys rotate ops-1 --hours 48
     """
-    from headrace.store.keys import set_key_expiry  # noqa: PLC0415  slow to import
+    from headrace.store.acts import record, this_actor  # noqa: PLC0415  slow to import
+    from headrace.store.keys import set_key_expiry  # noqa: PLC0415
+    from headrace.store.revisions import hold_changes  # noqa: PLC0415
 
+    now = moments.now()
+    expires, ends = _expiry(days, now), moments.later("--hours", now, hours=hours)
     with opened(database, state_dir) as store, store.transaction() as connection:
+        hold_changes(connection)
         old = _known(connection, key_id)
-        made = _made(old.tenant, new_id, old.roles, _expiry(days))
-        _add(connection, made, old.tenant, old.roles, _expiry(days))
-        now = datetime.now(UTC)
-        ends = now + timedelta(hours=hours)
+        state = _standing(old)
+        if state in {"disabled", "expired"}:
+            fail(f"key {key_id} is {state}: `headrace keys create {old.tenant}` makes a new one", code=USAGE)
+        made = _made(old.tenant, new_id, old.roles, expires)
+        _add(connection, made, old.tenant, old.roles, expires, now=now)
         if old.expires is None or ends < old.expires:
             set_key_expiry(connection, key_id, ends, now=now)
         else:
             ends = old.expires
+        detail = {"successor": made.id, "taken_until": _iso(ends), "expires": _iso(expires)}
+        record(connection, "keys rotate", by=this_actor(), tenant=old.tenant, key=key_id, detail=detail, now=now)
     typer.echo(f"{key_id} is taken until {ends:%Y-%m-%d %H:%M} UTC", err=True)
+    if old.expires is not None and expires is None:
+        typer.echo(f"headrace: {key_id} had an end, {made.id} has none: --days gives one", err=True)
     _tell(made, old.tenant, as_json=as_json)
 
 
 def _switch(key_id: str, database: str | None, state_dir: Path | None, *, disabled: bool) -> None:
-    from headrace.store.keys import set_key_disabled  # noqa: PLC0415  slow to import
+    from headrace.store.acts import record, this_actor  # noqa: PLC0415  slow to import
+    from headrace.store.keys import set_key_disabled  # noqa: PLC0415
 
+    now = moments.now()
+    act = "keys disable" if disabled else "keys enable"
     with opened(database, state_dir) as store, store.transaction() as connection:
-        _known(connection, key_id)
-        set_key_disabled(connection, key_id, disabled, now=datetime.now(UTC))
+        tenant = _known(connection, key_id).tenant
+        set_key_disabled(connection, key_id, disabled, now=now)
+        record(connection, act, by=this_actor(), tenant=tenant, key=key_id, now=now)
     typer.echo(f"key {key_id} is {'disabled' if disabled else 'enabled'}")
 
 
@@ -210,6 +237,8 @@ def _add(
     tenant: str,
     roles: Sequence[str],
     expires: datetime | None,
+    *,
+    now: datetime,
 ) -> None:
     from headrace.store.keys import create_key  # noqa: PLC0415  slow to import
     from headrace.store.tenants import AlreadyExistsError  # noqa: PLC0415
@@ -222,7 +251,7 @@ def _add(
             secret_sha256=made.secret_sha256,
             roles=tuple(roles),
             expires=expires,
-            now=datetime.now(UTC),
+            now=now,
         )
     except AlreadyExistsError:
         fail(f"there is a key {made.id}: choose another --id", code=USAGE)
@@ -239,8 +268,12 @@ def _roles(*, admin: bool, observer: bool) -> list[str]:
     return [role for role, wanted in (("admin", admin), ("observer", observer)) if wanted]
 
 
-def _expiry(days: float | None) -> datetime | None:
-    return None if days is None else datetime.now(UTC) + timedelta(days=days)
+def _expiry(days: float | None, now: datetime) -> datetime | None:
+    return None if days is None else moments.later("--days", now, days=days)
+
+
+def _iso(moment: datetime | None) -> str | None:
+    return None if moment is None else moment.isoformat()
 
 
 def _tell(made: NewKey, tenant: str, *, as_json: bool) -> None:
@@ -252,7 +285,7 @@ def _tell(made: NewKey, tenant: str, *, as_json: bool) -> None:
 
 
 def _standing(key: "StoredKey") -> str:
-    now = datetime.now(UTC)
+    now = moments.now()
     if key.disabled:
         return "disabled"
     if key.expires is not None and key.expires <= now:
@@ -269,13 +302,13 @@ def _plain(value: object) -> str:
 
 
 def _as_json(key: "StoredKey") -> dict[str, object]:  # Any: its module is slow to import
-    moments = {name: getattr(key, name) for name in ("not_before", "expires", "created_at", "last_used_at")}
+    named = ("not_before", "expires", "created_at", "last_used_at")
     return {
         "id": key.id,
         "tenant": key.tenant,
         "roles": list(key.roles) or ["user"],
         "state": _standing(key),
-        **{name: None if moment is None else moment.isoformat() for name, moment in moments.items()},
+        **{name: _iso(getattr(key, name)) for name in named},
     }
 
 
@@ -300,7 +333,7 @@ def _new(
 
         headrace keys new --tenant guest --days 7 >>keys.toml
     """
-    made = _made(tenant, key_id, _roles(admin=admin, observer=observer), _expiry(days))
+    made = _made(tenant, key_id, _roles(admin=admin, observer=observer), _expiry(days, moments.now()))
     typer.echo(f"The key, shown only now: {made.key}", err=True)
     typer.echo("The entry for the key file, which HEADRACE_GATEWAY__IDENTITY__KEY_FILE names:", err=True)
     typer.echo(made.entry, nl=False)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from headrace.cli.common import USAGE, StateDir, fail, resolved
+from headrace.cli.common import USAGE, StateDir, fail, readable, resolved
 from headrace.cli.grants import granted, limit_rows
 from headrace.cli.stores import Database, opened
 from headrace.cli.table import table
@@ -57,7 +57,7 @@ def _check(file: Annotated[Path, typer.Argument(metavar="FILE", help="A policy i
 
 @limits.command(name="show")
 def _show(
-    tenant: Annotated[str, typer.Argument(metavar="TENANT", help="A tenant of the policy.")],
+    tenant: Annotated[str, typer.Argument(metavar="TENANT", help="A tenant of the policy.", callback=readable)],
     file: Annotated[
         Path | None,
         typer.Option("--policy", metavar="FILE", help="The policy. [default: the running stack's]", show_default=False),

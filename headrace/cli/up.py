@@ -10,6 +10,8 @@ from headrace.cli.progress import JsonLines, TextLines
 from headrace.local.options import EMBEDDED, UpOptions, UsageError
 from headrace.local.state import StateError
 from headrace.local.supervisor import ComponentFailedError
+from headrace.local.tenants import KEYS, POLICY
+from headrace.runtime.settings import SettingsError
 
 
 def register(app: typer.Typer) -> None:
@@ -54,7 +56,8 @@ def _up(
         typer.Option(
             metavar="embedded|HOST:PORT",
             help="`embedded` starts Apache Kafka here. Stacks on one broker share the pool `default`, and with it each "
-            "model's partitions; HEADRACE_POOL__NAME in the environment gives this one a pool of its own.",
+            "model's partitions; HEADRACE_POOL__NAME in the environment gives this one a pool of its own. They share "
+            "the topic of usage too: stacks with databases of their own each count all of it.",
         ),
     ] = EMBEDDED,
     redis: Annotated[
@@ -123,8 +126,25 @@ def _up(
             redis=redis,
             database=database,
         )
+        _check_files(options.state_dir)
         stack.up(options, tell)
     except (UsageError, StateError) as exc:
         fail(str(exc), code=USAGE)
     except ComponentFailedError as exc:
         fail(str(exc), code=FAILED)
+
+
+def _check_files(state_dir: Path) -> None:
+    """Tell a mistake in the tenants and keys of an earlier start before anything is started. Raises UsageError."""
+    from gateway.identity import KeyFile  # noqa: PLC0415  slow to import
+    from gateway.policy.document import load_policy  # noqa: PLC0415
+
+    for name, read in ((POLICY, load_policy), (KEYS, KeyFile)):
+        path = state_dir / name
+        try:
+            if path.exists():
+                read(path)
+        except OSError as exc:
+            raise UsageError(f"{path}: cannot be read: {exc.strerror}") from None
+        except SettingsError as exc:
+            raise UsageError(str(exc)) from None

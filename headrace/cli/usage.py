@@ -2,23 +2,22 @@
 
 import csv
 import json
-import re
 import sys
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from headrace.cli.common import USAGE, StateDir, fail
+from headrace.cli import moments
+from headrace.cli.common import USAGE, StateDir, fail, readable
 from headrace.cli.stores import Database, opened
 from headrace.cli.table import table
 
 if TYPE_CHECKING:  # slow to import
     from headrace.store.usage import By as Apart
 
-_AGO = re.compile(r"(\d{1,5})([hd])")
 _HEAD = ("calls", "request_bytes", "response_bytes", "model_seconds")
 
 
@@ -46,10 +45,8 @@ def register(app: typer.Typer) -> None:
 
 def _usage(
     *,
-    tenant: Annotated[str, typer.Argument(metavar="TENANT", help="Whose usage.")],
-    since: Annotated[
-        str, typer.Option(metavar="WHEN", help="From when: `7d`, `12h`, `2026-11-01` or `2026-11-01T06:00`, UTC.")
-    ] = "30d",
+    tenant: Annotated[str, typer.Argument(metavar="TENANT", help="Whose usage.", callback=readable)],
+    since: Annotated[str, typer.Option(metavar="WHEN", help=f"From when: {moments.WHEN}.")] = "30d",
     until: Annotated[
         str | None,
         typer.Option(metavar="WHEN", help="Up to when, itself not included. [default: now]", show_default=False),
@@ -73,17 +70,22 @@ def _usage(
 
         headrace usage acme --since 2026-11-01 --until 2026-12-01 --by day --by model --format csv
     """
-    from headrace.store.usage import usage_of  # noqa: PLC0415  slow to import
+    from headrace.store.tenants import tenant as known_tenant  # noqa: PLC0415  slow to import
+    from headrace.store.usage import has_usage, usage_of  # noqa: PLC0415
 
-    now = datetime.now(UTC)
-    start = _moment("--since", since, now)
+    now = moments.now()
+    start = _hour(moments.moment("--since", since, now))
     # The hour that runs is part of it.
-    end = _moment("--until", until, now) if until is not None else _hour(now) + timedelta(hours=1)
+    end = _hour(moments.moment("--until", until, now)) if until is not None else _hour(now) + timedelta(hours=1)
     if end <= start:
-        fail("--until is not after --since", code=USAGE)
+        told = f"{start:%Y-%m-%dT%H:%M} to {end:%Y-%m-%dT%H:%M}"
+        fail(f"--until is not after --since: times are cut to full hours, {told}", code=USAGE)
     apart = cast("list[Apart]", [each.value for each in by or [By.MODEL]])
-    with opened(database, state_dir) as store, store.transaction() as connection:
+    with opened(database, state_dir) as store, store.transaction(read_only=True) as connection:
         found = usage_of(connection, tenant, since=start, until=end, by=apart)
+        if not found and known_tenant(connection, tenant) is None and not has_usage(connection, tenant):
+            # One of a policy file can't be told from none before it has called.
+            fail(f"no tenant {tenant} has usage, and the database has none of that name", code=USAGE)
     rows = [
         {
             **{name: _shown(getattr(each, name)) for name in apart},
@@ -95,17 +97,6 @@ def _usage(
         for each in found
     ]
     _print[form]([*apart, *_HEAD], rows)
-
-
-def _moment(option: str, text: str, now: datetime) -> datetime:
-    ago = _AGO.fullmatch(text)
-    if ago:
-        return _hour(now - timedelta(**{{"h": "hours", "d": "days"}[ago[2]]: int(ago[1])}))
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        fail(f"{option} {text}: expected `7d`, `12h`, a date or a moment such as 2026-11-01T06:00", code=USAGE)
-    return _hour(moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC))
 
 
 def _hour(moment: datetime) -> datetime:

@@ -16,6 +16,11 @@ def current_revision(c: sa.Connection) -> int:
     return int(c.execute(sa.select(numbers.c.revision)).scalar_one())
 
 
+def hold_changes(c: sa.Connection) -> None:
+    """Have everybody else who changes something wait for the end of this transaction: what is read now stands."""
+    c.execute(sa.select(numbers.c.revision).with_for_update())
+
+
 def next_revision(c: sa.Connection) -> int:
     """Take the next number, and have everybody else wait for the end of this transaction."""
     taken = c.execute(sa.update(numbers).values(revision=numbers.c.revision + 1).returning(numbers.c.revision))

@@ -72,6 +72,20 @@ keys = sa.Table(
     sa.Column("revision", sa.BigInteger, nullable=False, index=True),
 )
 
+acts = sa.Table(
+    "acts",
+    metadata,
+    sa.Column("revision", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("at", Moment, nullable=False),
+    sa.Column("os_user", sa.Text, nullable=False),
+    sa.Column("host", sa.Text, nullable=False),
+    sa.Column("act", sa.Text, nullable=False),
+    sa.Column("tenant", sa.Text, nullable=False),
+    sa.Column("key", sa.Text),
+    sa.Column("detail", sa.JSON, nullable=False),
+)
+"""By the revision that each made. Rows are added only: triggers, which are in the migration alone, refuse the rest."""
+
 usage = sa.Table(
     "usage",
     metadata,

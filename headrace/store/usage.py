@@ -168,6 +168,11 @@ def usage_of(c: sa.Connection, tenant: str, *, since: datetime, until: datetime,
     return [UsageRow(**row._mapping) for row in c.execute(wanted) if row.calls is not None]  # noqa: SLF001  public
 
 
+def has_usage(c: sa.Connection, tenant: str) -> bool:
+    """Whether anything is kept of what a tenant used, whenever that was."""
+    return bool(c.execute(sa.select(sa.exists().where(usage.c.tenant == tenant))).scalar_one())
+
+
 def forget_before(c: sa.Connection, moment: datetime) -> int:
     """Delete a day of what was used before; returns how many rows. Call it until there are none."""
     c.execute(usage_totals.delete().where(usage_totals.c.period < moment.strftime("%Y-%m")))

@@ -5,7 +5,7 @@ import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,11 +17,12 @@ from alembic.runtime.migration import MigrationContext
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from headrace.store.acts import Act, Actor, last_acts, record
 from headrace.store.changes import changes_since
 from headrace.store.engine import SchemaError, Store, StoreUnavailableError
 from headrace.store.keys import create_key, key, keys_of, set_key_disabled, set_key_expiry
-from headrace.store.revisions import current_revision
-from headrace.store.schema import metadata, usage
+from headrace.store.revisions import current_revision, hold_changes
+from headrace.store.schema import acts, metadata, usage
 from headrace.store.tenants import (
     AlreadyExistsError,
     UnknownError,
@@ -40,6 +41,7 @@ from headrace.store.usage import (
     UsageKey,
     UsageRow,
     forget_before,
+    has_usage,
     next_offset,
     sum_batch,
     summed_sequence,
@@ -98,7 +100,7 @@ def test_a_new_database_gets_its_tables_once(place: Place) -> None:
     store = place.store()
     with pytest.raises(SchemaError, match=r"has no tables yet.*headrace database upgrade"):
         store.check()
-    assert store.upgrade() == ["0001"]
+    assert store.upgrade() == ["0001", "0002"]
     store.check()
     assert store.upgrade() == []
     store.close()
@@ -108,7 +110,7 @@ def test_two_that_upgrade_at_once_do_it_once(place: Place) -> None:
     stores = [place.store() for _ in range(4)]
     with ThreadPoolExecutor(len(stores)) as threads:
         done = list(threads.map(Store.upgrade, stores))
-    assert sorted(done) == [[], [], [], ["0001"]]
+    assert sorted(done) == [[], [], [], ["0001", "0002"]]
     for store in stores:
         store.check()
         store.close()
@@ -142,6 +144,18 @@ def test_a_migration_that_fails_leaves_nothing(place: Place, monkeypatch: pytest
     with store.transaction() as c:
         assert sa.inspect(c).get_table_names() == []
     store.close()
+
+
+def test_tables_of_the_version_before_keep_what_is_in_them(store: Store) -> None:
+    with store.transaction() as c:
+        create_tenant(c, "acme", {}, now=NOW)
+        acts.drop(c)
+        c.execute(sa.text("UPDATE alembic_version SET version_num = '0001'"))
+    with pytest.raises(SchemaError, match="tables of version 0001"):
+        store.check()
+    assert store.upgrade() == ["0002"]
+    with store.transaction(read_only=True) as c:
+        assert ([each.name for each in all_tenants(c)], last_acts(c, limit=9)) == (["acme"], [])
 
 
 def test_a_file_is_its_owners_alone(tmp_path: Path) -> None:
@@ -263,6 +277,54 @@ def test_a_change_that_was_undone_takes_no_revision(store: Store) -> None:
         raise Undone
     with store.transaction(read_only=True) as c:
         assert (current_revision(c), all_tenants(c)) == (0, [])
+
+
+# Acts.
+
+
+def test_an_act_is_kept_with_its_change_or_neither(store: Store) -> None:
+    with store.transaction() as c:
+        create_tenant(c, "acme", {}, now=NOW)
+        record(c, "tenants create", by=Actor("ann", "desk"), tenant="acme", detail={"grants": {}}, now=NOW)
+    with suppress(Undone), store.transaction() as c:
+        set_tenant_disabled(c, "acme", True, now=NOW)
+        record(c, "tenants disable", by=Actor("ann", "desk"), tenant="acme", now=NOW)
+        raise Undone
+    with store.transaction(read_only=True) as c:
+        assert last_acts(c, limit=9) == [
+            Act(
+                revision=1,
+                at=NOW,
+                os_user="ann",
+                host="desk",
+                act="tenants create",
+                tenant="acme",
+                key=None,
+                detail={"grants": {}},
+            )
+        ]
+
+
+def test_acts_are_told_in_their_order_from_a_moment_on(store: Store) -> None:
+    for number in range(4):
+        with store.transaction() as c:
+            at = NOW + timedelta(hours=number)
+            create_tenant(c, f"t{number}", {}, now=at)
+            record(c, "tenants create", by=Actor("ann", "desk"), tenant=f"t{number}", now=at)
+    with store.transaction(read_only=True) as c:
+        assert [each.tenant for each in last_acts(c, limit=2)] == ["t2", "t3"]
+        assert [each.tenant for each in last_acts(c, since=NOW + timedelta(hours=1), limit=9)] == ["t1", "t2", "t3"]
+
+
+@pytest.mark.parametrize("change", [acts.delete(), acts.update().values(os_user="bob")])
+def test_an_act_is_neither_changed_nor_deleted(store: Store, change: sa.Delete | sa.Update) -> None:
+    with store.transaction() as c:
+        create_tenant(c, "acme", {}, now=NOW)
+        record(c, "tenants create", by=Actor("ann", "desk"), tenant="acme", now=NOW)
+    with pytest.raises(StoreUnavailableError, match="acts are added only"), store.transaction() as c:
+        c.execute(change)
+    with store.transaction(read_only=True) as c:
+        assert [each.os_user for each in last_acts(c, limit=9)] == ["ann"]
 
 
 # Usage.
@@ -399,6 +461,12 @@ def test_usage_is_told_apart_by_what_is_asked_for(store: Store) -> None:
         assert usage_of(c, "nobody", by=[], **span) == []
 
 
+def test_a_tenant_with_usage_is_told_from_one_without(store: Store) -> None:
+    summed(store, None, 1, report(1))
+    with store.transaction(read_only=True) as c:
+        assert (has_usage(c, "acme"), has_usage(c, "nobody")) == (True, False)
+
+
 def test_many_kinds_of_usage_go_into_one_batch(store: Store) -> None:
     amounts = {UsageKey(HOUR, f"t{number}", "", "simple"): Amounts(calls=1) for number in range(1700)}
     assert summed(store, None, 1, SourceReport("s", 1, amounts)) == 1
@@ -486,3 +554,23 @@ async def test_who_reads_waits_for_nobody_who_writes(locked: Store) -> None:
 def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(StoreUnavailableError, match="No such file"):
         Store(f"sqlite:///{tmp_path}/none/headrace.db").check()
+
+
+def test_who_changes_what_it_has_read_loses_no_change_of_another(place: Place, store: Store) -> None:
+    with store.transaction() as c:
+        create_tenant(c, "a", {"number": 0}, now=NOW)
+
+    def add_one(_: int) -> None:
+        with closing(place.store()) as own, own.transaction() as c:
+            hold_changes(c)
+            known = tenant(c, "a")
+            assert known is not None
+            change_tenant(c, "a", {"number": int(str(known.grants["number"])) + 1}, now=NOW)
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(add_one, range(20)))
+
+    with store.transaction(read_only=True) as c:
+        known = tenant(c, "a")
+    assert known is not None
+    assert known.grants == {"number": 20}

@@ -25,6 +25,9 @@ COMMANDS = [
     "doctor",
     "prepare",
     "keys new",
+    "tenants create",
+    "tenants change",
+    "database log",
 ]
 
 
@@ -141,6 +144,17 @@ def test_contradicting_options_of_up_are_one_line_and_start_nothing(cli: CliRunn
     assert done.exit_code == 2
     assert done.stderr.startswith("headrace: --replicas")
     assert not (tmp_path / "state").exists()
+
+
+@pytest.mark.parametrize(("name", "text"), [("tenants.yaml", "tenants: {a: {}}\n"), ("keys.toml", "[keys.a]\n")])
+def test_tenants_and_keys_with_a_mistake_start_nothing(cli: CliRunner, tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+
+    done = cli.invoke(app, ["up", f"--state-dir={tmp_path}"])
+
+    assert done.exit_code == 2
+    assert str(tmp_path / name) in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_a_model_repository_that_is_not_there_is_one_line(cli: CliRunner, tmp_path: Path) -> None:
