@@ -164,14 +164,14 @@ async def _run(asked: argparse.Namespace, command: str) -> int:
     async with own_stack(asked.build) as stack, AsyncExitStack() as owned:
         await owned.enter_async_context(valkey.start(asked.build, port))
         peers = await _gateways(asked, stack, port, owned)
+        say("reading the policy again and again")
+        late = await _stalls(asked)
         load = await owned.enter_async_context(load_generator(asked.build / "logs"))
         measurements = await measure_all(
             load, peers, asked.cases, rounds=asked.rounds, scale=asked.scale, second_client=None, tell=say
         )
         say("counting what goes to the store")
         traffic = await _traffic(load, next(peer for peer in peers if peer.name == _SHARED), asked.cases[0], port)
-    say("reading the policy again and again")
-    late = await _stalls(asked)
     found = _Found(command=command, about=about(peers), measurements=measurements, traffic=traffic, late_ms=late)
     data = json.dumps(asdict(found), indent=1, ensure_ascii=False)
     write_results(asked, _page(asked, found), data + "\n", name="access")

@@ -1,7 +1,8 @@
 """What a noisy tenant does to a quiet one: `python -m benchmarks.fairness --help`.
 
 Two tenants of one gateway call one model. In each round the quiet one is alone, then beside a noisy one that offers
-what it may, and then beside one that offers a hundred times as much.
+what it may, then beside one that offers a hundred times as much, and at last beside one that offers all that to another
+gateway: what is the same there is the machine's doing, for it has to run the noisy one's client and its refusals too.
 """
 
 import argparse
@@ -9,13 +10,14 @@ import asyncio
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, replace
 from statistics import median
 
 from benchmarks.cases import Case
 from benchmarks.command import about, add_build_option, add_result_options, own_stack, run_to_end, say, write_results
+from benchmarks.cpu import snapshot_ns
 from benchmarks.load import LoadGenerator, Offered, load_generator
 from benchmarks.peers import Peer, gateway
 from benchmarks.report import table
@@ -23,7 +25,8 @@ from benchmarks.tenants import few
 
 _CASE = Case(name="16 floats", floats=16, in_flight=1, calls=0, check_every=64)
 _WARM_UP = 500
-_TIMES = (0, 1, 100)
+_ALONE, _SAME, _NOISE, _ELSEWHERE = "alone", "within its limit", "at 100 times it", "the same at another gateway"
+_TIMES = {_ALONE: 0, _SAME: 1, _NOISE: 100, _ELSEWHERE: 100}
 """What the noisy tenant offers, in times of its limit."""
 _TARGET = 2.0
 
@@ -33,54 +36,69 @@ class Window:
     """One measured window."""
 
     round: int
-    times: int
+    beside: str
     quiet: Offered
     noisy: Offered | None
+    cores: Mapping[str, float]
+    """How many each process kept busy."""
 
 
 async def _window(
-    quiet: LoadGenerator, noisy: LoadGenerator, asked: argparse.Namespace, *, round_number: int, times: int
+    loads: Mapping[str, LoadGenerator], peer: Peer, asked: argparse.Namespace, *, round_number: int, beside: str
 ) -> Window:
-    beside: Offered | None = None
+    noisy: Offered | None = None
+    noise = loads["noisy elsewhere" if beside == _ELSEWHERE else "noisy"]
 
     async def make_noise() -> None:
-        nonlocal beside
-        if times:
-            beside = await noisy.offer(rate=times * asked.limit, seconds=asked.seconds)
+        nonlocal noisy
+        if _TIMES[beside]:
+            noisy = await noise.offer(rate=_TIMES[beside] * asked.limit, seconds=asked.seconds)
 
+    pids = {"gateway": peer.processes["gateway"], "noisy client": noise.pid}
+    before = snapshot_ns(pids)
     async with asyncio.TaskGroup() as group:
         group.create_task(make_noise())
-        seen = group.create_task(quiet.offer(rate=asked.quiet, seconds=asked.seconds))
-    return Window(round=round_number, times=times, quiet=seen.result(), noisy=beside)
+        seen = group.create_task(loads["quiet"].offer(rate=asked.quiet, seconds=asked.seconds))
+    after = snapshot_ns(pids)
+    return Window(
+        round=round_number,
+        beside=beside,
+        quiet=seen.result(),
+        noisy=noisy,
+        cores={name: (after[name] - before[name]) / 1e9 / asked.seconds for name in pids},
+    )
 
 
-def ratios(windows: Sequence[Window], times: int) -> list[float]:
-    """The quiet tenant's p99 beside the noisy one over its p99 alone, round by round."""
-    alone = {one.round: one.quiet.p99_ms for one in windows if not one.times}
-    return [one.quiet.p99_ms / alone[one.round] for one in windows if one.times == times]
+def ratios(windows: Sequence[Window], beside: str, base: str = _ALONE) -> list[float]:
+    """The quiet tenant's p99 beside somebody over its p99 alone, round by round."""
+    alone = {one.round: one.quiet.p99_ms for one in windows if one.beside == base}
+    return [one.quiet.p99_ms / alone[one.round] for one in windows if one.beside == beside]
 
 
 def _page(asked: argparse.Namespace, command: str, peer: Peer, windows: Sequence[Window]) -> str:
     rows = []
-    for times in _TIMES:
-        these = [one for one in windows if one.times == times]
-        over = sorted(ratios(windows, times))
+    for beside in _TIMES:
+        these = [one for one in windows if one.beside == beside]
+        over = sorted(ratios(windows, beside))
         noisy = [one.noisy for one in these if one.noisy is not None]
         taken = sum(sum(each.accepted) for each in noisy)
         offered = taken + sum(each.unsent + sum(each.refused.values()) for each in noisy)
         rows.append(
             (
-                f"{times}",
+                beside,
                 f"{offered}" if noisy else "-",
                 f"{taken}" if noisy else "-",
                 f"{median(one.quiet.p50_ms for one in these):.1f}",
                 ", ".join(f"{one.quiet.p99_ms:.1f}" for one in these),
-                f"{over[0]:.2f} - **{median(over):.2f}** - {over[-1]:.2f}" if times else "-",
-                "-" if times != _TIMES[-1] else ("met" if median(over) <= _TARGET else "missed"),
+                "-" if beside == _ALONE else f"{over[0]:.2f} - **{median(over):.2f}** - {over[-1]:.2f}",
+                "-" if beside != _NOISE else ("met" if median(over) <= _TARGET else "missed"),
+                *(f"{median(one.cores[name] for one in these):.2f}" for name in ("gateway", "noisy client")),
             )
         )
+    apart = sorted(ratios(windows, _NOISE, base=_ELSEWHERE))
     refused = sum(sum(one.quiet.refused.values()) for one in windows)
-    head = ["times its limit", "offered", "accepted", "quiet p50 ms", "quiet p99 ms", "p99 ÷ alone", f"≤ {_TARGET:.0f}"]
+    head = ["the noisy one", "offered", "accepted", "quiet p50 ms", "quiet p99 ms", "p99 ÷ alone", f"≤ {_TARGET:.0f}"]
+    head += ["gateway cores", "noisy client cores"]
     return "\n".join(
         [
             "# Fairness\n",
@@ -93,6 +111,10 @@ def _page(asked: argparse.Namespace, command: str, peer: Peer, windows: Sequence
             "",
             table(head, rows),
             "",
+            (
+                "p99 beside the noise at the same gateway over p99 beside the same noise at another:"
+                f" {apart[0]:.2f} - **{median(apart):.2f}** - {apart[-1]:.2f}.\n"
+            ),
         ]
     )
 
@@ -102,25 +124,28 @@ async def _run(asked: argparse.Namespace, command: str) -> int:
         asked.build / "tenants-two", {"quiet": "concurrency: 1000", "noisy": f"calls_per_second: {asked.limit}"}
     )
     async with own_stack(asked.build) as stack, AsyncExitStack() as owned:
-        peers, loads = {}, {}
-        first: Peer | None = None
-        for name, key in tenants.keys.items():
-            if first is None:
-                started = gateway.start(asked.build, stack, name="fairness", key=key, settings=tenants.settings)
-                first = await owned.enter_async_context(started)
-            peers[name] = replace(first, name=name, metadata=(("authorization", f"Bearer {key}"),), about=stack.about)
-            loads[name] = await owned.enter_async_context(load_generator(asked.build / "logs", name=name))
-            warm_up = _WARM_UP if name == "quiet" else 0
-            await loads[name].prepare(peers[name], _CASE, warm_up=warm_up, may_refuse=True)
+        gateways = []
+        for name in ("one", "another"):
+            key, settings = tenants.keys["noisy"], tenants.settings
+            started = gateway.start(asked.build, stack, name=f"fairness-{name}", key=key, settings=settings)
+            gateways.append(replace(await owned.enter_async_context(started), about=stack.about))
+        loads = {}
+        for name, tenant, peer in (
+            ("quiet", "quiet", gateways[0]),
+            ("noisy", "noisy", gateways[0]),
+            ("noisy elsewhere", "noisy", gateways[1]),
+        ):
+            own = replace(peer, metadata=(("authorization", f"Bearer {tenants.keys[tenant]}"),))
+            generator = load_generator(asked.build / "logs", name=name.replace(" ", "-"))
+            loads[name] = await owned.enter_async_context(generator)
+            await loads[name].prepare(own, _CASE, warm_up=_WARM_UP if tenant == "quiet" else 0, may_refuse=True)
         windows = []
         for number in range(asked.rounds):
-            for times in _TIMES:
-                one = await _window(loads["quiet"], loads["noisy"], asked, round_number=number, times=times)
+            for beside in _TIMES:
+                one = await _window(loads, gateways[0], asked, round_number=number, beside=beside)
                 windows.append(one)
-                say(
-                    f"round {number + 1}/{asked.rounds}  noisy at {times:3} times  quiet p99 {one.quiet.p99_ms:7.1f} ms"
-                )
-        page = _page(asked, command, peers["quiet"], windows)
+                say(f"round {number + 1}/{asked.rounds}  {beside:28}  quiet p99 {one.quiet.p99_ms:7.1f} ms")
+        page = _page(asked, command, gateways[0], windows)
     data = json.dumps([asdict(one) for one in windows], indent=1)
     write_results(asked, page, data + "\n", name="fairness")
     return 0

@@ -31,7 +31,7 @@ from gateway.errors import (
 from gateway.identity import Caller
 from gateway.limits import Concurrency, Counters, Rate
 from gateway.policy.model import NO_QUOTAS, Limits, MethodClass, Policy, Quotas, Tenant, granted_by_roles, plain
-from gateway.quotas import Account, Accounts, Left, Meter
+from gateway.quotas import Account, Accounts, Meter
 
 _MAX_GATES = 100_000
 """Callers times models that are kept compiled; beyond it all are forgotten, and compiled anew as they come."""
@@ -230,9 +230,9 @@ class Admission:
             each.slots.want()
         return True
 
-    def quotas_left(self, account: Account) -> list[Left]:
-        """What is left of a tenant's quotas."""
-        return account.left(self._accounts.now())
+    def quotas_told(self, account: Account) -> str:
+        """What is left of a tenant's quotas; see Account.told."""
+        return self._accounts.told(account)
 
     def asking(self, caller: Caller, tenant: Tenant) -> Gate:
         """What calls have to pass that run no model: calls a second and at a time, of their tenant and of their key."""

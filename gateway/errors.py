@@ -8,6 +8,7 @@ Families say who must act; leaves, the classes with a `reason`, are what is rais
 """
 
 from collections.abc import Mapping
+from functools import cache
 from inspect import cleandoc
 from typing import ClassVar
 
@@ -50,8 +51,13 @@ def leaves() -> list[type[Refusal]]:
 
 
 def _message(cls: type[Refusal], metadata: Mapping[str, str]) -> str:
-    text = " ".join(cleandoc(cls.__doc__ or cls.reason).split())
+    text = _text(cls)
     return text.format_map(_Known(metadata)) if "{" in text else text
+
+
+@cache
+def _text(cls: type[Refusal]) -> str:
+    return " ".join(cleandoc(cls.__doc__ or cls.reason).split())
 
 
 class _Known(dict[str, str]):

@@ -222,7 +222,7 @@ class ModelInfer:
         left = self._admission.left(gate)
         told = () if left is None else rate_metadata(left)
         if gate.account is not None:
-            told += quota_metadata(self._admission.quotas_left(gate.account))
+            told += quota_metadata(self._admission.quotas_told(gate.account))
         return told
 
     async def _run(

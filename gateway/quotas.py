@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 from gateway.policy.model import Quotas
@@ -103,6 +104,11 @@ class Meter:
     used: int = 0
     told: float = 0.0
     """The largest share of it that was told in the log."""
+    head: str = ""
+    """How it is told to callers, up to what remains."""
+
+    def __post_init__(self) -> None:
+        self.head = f"{self.quota.name};limit={self.most / self._unit:.15g};remaining="
 
     @property
     def _unit(self) -> int:
@@ -156,6 +162,20 @@ class Account:
     def left(self, now: datetime) -> list[Left]:
         """What is left of every quota."""
         return [meter.left(now) for meter in self.meters]
+
+    def told(self, now: float) -> str:
+        """What callers are told: each quota with what remains, and seconds until it begins anew.
+
+        For example `calls_per_day;limit=100;remaining=93;reset=3600, bytes_per_month;…`. `now` is seconds since the
+        epoch. Told with every answer, so it computes no calendar.
+        """
+        ends = _ends(self._period)
+        parts = []
+        for meter in self.meters:
+            left = max(0, meter.most - meter.used)
+            remaining = f"{left / _MICROS:.15g}" if meter.quota.column == _MODEL_MICROS else left
+            parts.append(f"{meter.head}{remaining};reset={max(1, math.ceil(ends[meter.quota.monthly] - now))}")
+        return ", ".join(parts)
 
     def begin(self) -> None:
         """A call begins. `answered` or `unanswered` follows."""
@@ -277,6 +297,10 @@ class Accounts:
         """The time."""
         return datetime.fromtimestamp(self._clock(), UTC)
 
+    def told(self, account: Account) -> str:
+        """See Account.told."""
+        return account.told(self._clock())
+
     def closed(self, sequence: int, entries: Sequence[UsageEntry]) -> None:
         """This gateway made a report of its usage."""
         for entry in entries:
@@ -338,7 +362,13 @@ def _period(now: datetime) -> _Period:
     return _Period(now.strftime("%Y-%m-%d"), now.strftime("%Y-%m"))
 
 
+@lru_cache(maxsize=8)
+def _ends(period: _Period) -> tuple[float, float]:
+    """When its day ends and when its month does, in seconds since the epoch."""
+    day = datetime.fromisoformat(period.day).replace(tzinfo=UTC)
+    month = (day.replace(day=1) + timedelta(days=32)).replace(day=1)
+    return (day + timedelta(days=1)).timestamp(), month.timestamp()
+
+
 def _seconds_left(quota: _Quota, now: datetime) -> int:
-    start = now.replace(hour=0, minute=0, second=0, microsecond=0)
-    end = (start.replace(day=1) + timedelta(days=32)).replace(day=1) if quota.monthly else start + timedelta(days=1)
-    return max(1, math.ceil((end - now).total_seconds()))
+    return max(1, math.ceil(_ends(_period(now))[quota.monthly] - now.timestamp()))

@@ -5,8 +5,9 @@ The only module that maps domain errors to gRPC. What Triton itself answered doe
 
 import logging
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
+from functools import cache, lru_cache
 from typing import Any, NoReturn, TypeAlias, TypeVar
 
 import grpc
@@ -18,7 +19,6 @@ from google.rpc.status_pb2 import Status
 from gateway import errors
 from gateway.compression import unpacked
 from gateway.errors import Internal, Limited, MethodUnknown, Refusal, RequestInvalid, RequestMalformed
-from gateway.quotas import Left
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +31,8 @@ Handler: TypeAlias = "grpc.RpcMethodHandler[bytes, bytes]"  # grpc's class is ge
 
 MOST_UNPACKED_BYTES = 1 << 20
 """Of a compressed request, where nothing else is said."""
+_MOST_KEPT = 1000
+"""Refusals that are kept as they go on the wire."""
 DOMAIN = "headrace"
 DETAILS_KEY = "grpc-status-details-bin"
 
@@ -52,33 +54,51 @@ CODES: dict[type[Refusal], grpc.StatusCode] = {
 
 def code_of(refusal: Refusal | type[Refusal]) -> grpc.StatusCode:
     """The code of a refusal: that of its class, or of the nearest class above it that has one."""
-    cls = refusal if isinstance(refusal, type) else type(refusal)
+    return _code(refusal if isinstance(refusal, type) else type(refusal))
+
+
+@cache
+def _code(cls: type[Refusal]) -> grpc.StatusCode:
     return next(CODES[ancestor] for ancestor in cls.__mro__ if ancestor in CODES)
 
 
 def status_of(refusal: Refusal) -> Status:
     """The whole of what the caller gets: code, text, and details, ErrorInfo always and others where they apply."""
-    metadata = {**refusal.metadata, "retriable": "true" if refusal.retriable else "false"}
-    details: list[Message] = [ErrorInfo(reason=refusal.reason, domain=DOMAIN, metadata=metadata)]
-    if refusal.retry_after_seconds is not None:
-        delay = Duration()
-        delay.FromNanoseconds(max(0, round(refusal.retry_after_seconds * 1e9)))
-        details.append(RetryInfo(retry_delay=delay))
-    if isinstance(refusal, Limited):
-        violation = QuotaFailure.Violation(subject=refusal.metadata.get("scope", ""), description=refusal.message)
+    return Status.FromString(_serialized(refusal))
+
+
+def _serialized(refusal: Refusal) -> bytes:
+    """The same on the wire. Who is refused again and again costs little: only when to come back is new each time."""
+    field = refusal.field if isinstance(refusal, RequestInvalid) else ""
+    lasting: bytes = _lasting(type(refusal), refusal.message, tuple(refusal.metadata.items()), field)
+    if refusal.retry_after_seconds is None:
+        return lasting
+    delay = Duration()
+    delay.FromNanoseconds(max(0, round(refusal.retry_after_seconds * 1e9)))
+    status = Status()
+    status.details.add().Pack(RetryInfo(retry_delay=delay))
+    return lasting + status.SerializeToString()  # one message after another is one of both
+
+
+@lru_cache(maxsize=_MOST_KEPT)
+def _lasting(cls: type[Refusal], message: str, metadata: tuple[tuple[str, str], ...], field: str) -> bytes:
+    told = {**dict(metadata), "retriable": "true" if cls.retriable else "false"}
+    details: list[Message] = [ErrorInfo(reason=cls.reason, domain=DOMAIN, metadata=told)]
+    if issubclass(cls, Limited):
+        violation = QuotaFailure.Violation(subject=told.get("scope", ""), description=message)
         details.append(QuotaFailure(violations=[violation]))
-    if isinstance(refusal, RequestInvalid) and refusal.field:
-        wrong = BadRequest.FieldViolation(field=refusal.field, description=refusal.message)
+    if field:
+        wrong = BadRequest.FieldViolation(field=field, description=message)
         details.append(BadRequest(field_violations=[wrong]))
-    status = Status(code=code_of(refusal).value[0], message=refusal.message)
+    status = Status(code=code_of(cls).value[0], message=message)
     for detail in details:
         status.details.add().Pack(detail)
-    return status
+    return status.SerializeToString()
 
 
 async def abort(context: Context, refusal: Refusal) -> NoReturn:
     """End the call with the refusal. Raises what `context.abort` raises, so nothing after it runs."""
-    trailing: tuple[tuple[str, str | bytes], ...] = ((DETAILS_KEY, status_of(refusal).SerializeToString()),)
+    trailing: tuple[tuple[str, str | bytes], ...] = ((DETAILS_KEY, _serialized(refusal)),)
     if isinstance(refusal, Limited) and refusal.left is not None:
         trailing += rate_metadata(refusal.left)
     await context.abort(code_of(refusal), refusal.message, trailing)
@@ -95,16 +115,9 @@ def rate_metadata(left: tuple[int, int, int]) -> tuple[tuple[str, str], ...]:
     )
 
 
-def quota_metadata(left: Iterable[Left]) -> tuple[tuple[str, str], ...]:
-    """How a caller is told what is left of its quotas: each with what remains, and seconds until it begins anew.
-
-    One entry, for example `calls_per_day;limit=100;remaining=93;reset=3600, bytes_per_month;…`.
-    """
-    told = (
-        f"{each.name};limit={each.limit:.15g};remaining={each.remaining:.15g};reset={each.reset_seconds}"
-        for each in left
-    )
-    return (("x-quota", ", ".join(told)),)
+def quota_metadata(told: str) -> tuple[tuple[str, str], ...]:
+    """How a caller is told what is left of its quotas: see `Account.told`."""
+    return (("x-quota", told),)
 
 
 def unforeseen(exc: BaseException, *, method: str, call_id: str | None = None) -> Internal:

@@ -59,7 +59,8 @@ class Gcra:
 
     def left(self, now: float) -> float:
         """What could be taken now; negative while in debt."""
-        return self._burst - self.reset_after(now) * self._rate
+        full_in = self._full_at - now
+        return self._burst - full_in * self._rate if full_in > 0 else self._burst
 
     def give_back(self, amount: float) -> None:
         """Undo a take, or a part of one. It never holds more than its burst."""

@@ -44,11 +44,11 @@ def test_a_gateway_is_compared_within_its_round() -> None:
 
 def test_the_quiet_tenant_is_compared_with_itself_alone_in_its_round() -> None:
     windows = [
-        fairness.Window(round=number, times=times, quiet=offered(p99_ms=p99), noisy=None)
-        for number, times, p99 in ((0, 0, 10), (0, 100, 15), (1, 0, 20), (1, 100, 50))
+        fairness.Window(round=number, beside=beside, quiet=offered(p99_ms=p99), noisy=None, cores={})
+        for number, beside, p99 in ((0, "alone", 10), (0, "noise", 15), (1, "alone", 20), (1, "noise", 50))
     ]
 
-    assert fairness.ratios(windows, 100) == [1.5, 2.5]
+    assert fairness.ratios(windows, "noise") == [1.5, 2.5]
 
 
 def test_what_came_in_is_added_up_over_gateways_second_by_second() -> None:

@@ -339,6 +339,6 @@ def test_what_is_left_of_every_quota_is_told_in_one_entry() -> None:
     account = bench.granted(calls_per_day=100, model_seconds_per_month=0.5)
     bench.call(account)
     model_seconds = "model_seconds_per_month;limit=0.5;remaining=0.5;reset=43200"
-    assert quota_metadata(account.left(bench.accounts.now())) == (
+    assert quota_metadata(bench.accounts.told(account)) == (
         ("x-quota", f"calls_per_day;limit=100;remaining=99;reset=43200, {model_seconds}"),
     )
