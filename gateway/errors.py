@@ -51,7 +51,7 @@ def leaves() -> list[type[Refusal]]:
 
 
 def _message(cls: type[Refusal], metadata: Mapping[str, str]) -> str:
-    text = _text(cls)
+    text = _text(cls)  # type: ignore[arg-type]  # mypy takes the hash of instances for the class's own
     return text.format_map(_Known(metadata)) if "{" in text else text
 
 

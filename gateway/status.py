@@ -54,7 +54,8 @@ CODES: dict[type[Refusal], grpc.StatusCode] = {
 
 def code_of(refusal: Refusal | type[Refusal]) -> grpc.StatusCode:
     """The code of a refusal: that of its class, or of the nearest class above it that has one."""
-    return _code(refusal if isinstance(refusal, type) else type(refusal))
+    cls = refusal if isinstance(refusal, type) else type(refusal)
+    return _code(cls)  # type: ignore[arg-type]  # mypy takes the hash of instances for the class's own
 
 
 @cache
@@ -70,7 +71,8 @@ def status_of(refusal: Refusal) -> Status:
 def _serialized(refusal: Refusal) -> bytes:
     """The same on the wire. Who is refused again and again costs little: only when to come back is new each time."""
     field = refusal.field if isinstance(refusal, RequestInvalid) else ""
-    lasting: bytes = _lasting(type(refusal), refusal.message, tuple(refusal.metadata.items()), field)
+    facts = (refusal.message, tuple(refusal.metadata.items()), field)
+    lasting = _lasting(type(refusal), *facts)  # type: ignore[arg-type]  # as above
     if refusal.retry_after_seconds is None:
         return lasting
     delay = Duration()

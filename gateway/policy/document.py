@@ -29,6 +29,7 @@ from gateway.policy.model import ForModels, Limits, MethodClass, Policy, Priorit
 from headrace.runtime.settings import SettingsError
 
 _TENANT = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_NAMED = "a tenant's name has 1 to 128 of A-Z a-z 0-9 . _ -"
 _PATTERN = re.compile(r"[^\x00-\x1f\x7f\[\]]{1,256}")
 _LARGEST_BYTES = 8 << 20
 _TEXT = "tag:yaml.org,2002:str"
@@ -44,19 +45,12 @@ class PolicyError(Exception):
     """A policy can't be used; the text has a line for every mistake, with its line in the document."""
 
 
-def _named(name: str) -> str:
-    if not _TENANT.fullmatch(name):
-        raise ValueError("a tenant's name has 1 to 128 of A-Z a-z 0-9 . _ -")
-    return name
-
-
 def _pattern(pattern: str) -> str:
     if not _PATTERN.fullmatch(pattern):
         raise ValueError("a pattern of model names has 1 to 256 printable characters, and no brackets")
     return pattern
 
 
-_Name = Annotated[str, AfterValidator(_named)]
 _Identity = Annotated[str, AfterValidator(listed)]
 _Pattern = Annotated[str, AfterValidator(_pattern)]
 
@@ -115,7 +109,7 @@ class _Tenant(_Strict):
 
 
 class _Policy(_Strict):
-    tenants: dict[_Name, object]  # each one is read by itself: all at once, they would hold up the loop
+    tenants: dict[str, object]  # each one is read by itself: all at once, they would hold up the loop
     models: dict[_Pattern, _Limits] = {}
     gateway: _Limits = _Limits()
 
@@ -128,16 +122,22 @@ def read_policy(text: str) -> Policy:
     if not isinstance(document, dict):
         raise PolicyError("line 1: a policy begins with `tenants:`")
     mistakes: list[tuple[At, str]] = []
+    stated: dict[str, object] = {}
+    if isinstance(document.get("tenants"), dict):
+        stated, document["tenants"] = document["tenants"], {}
     read = _read(_Policy, document, (), mistakes)
-    stated = document.get("tenants")
+    mistakes += ((("tenants", name), _NAMED) for name in stated if not _TENANT.fullmatch(name))
     tenants = {
         name: _tenant(name, tenant)
-        for name, each in (stated if isinstance(stated, dict) else {}).items()
+        for name, each in stated.items()
         if (tenant := _read(_Tenant, each, ("tenants", name), mistakes)) is not None
     }
     mistakes += _claimed_twice(tenants)
     if read is None or mistakes:
         raise PolicyError(_told(mistakes, lines))
+    for whole in (stated, lines):  # piece by piece, as in `_built`
+        while whole:
+            whole.popitem()
     return Policy(tenants=tenants, models=_for_models(read.models), gateway=read.gateway.made())
 
 
@@ -160,7 +160,7 @@ def read_tenant(name: str, grants: object) -> Tenant:
     mistakes: list[tuple[At, str]] = []
     read = _read(_Tenant, grants, (), mistakes)
     if not _TENANT.fullmatch(name):
-        mistakes.insert(0, ((), "a tenant's name has 1 to 128 of A-Z a-z 0-9 . _ -"))
+        mistakes.insert(0, ((), _NAMED))
     if read is None or mistakes:
         raise PolicyError("\n".join(f"{'.'.join(map(str, at)) or name}: {text}" for at, text in mistakes))
     return _tenant(name, read)
@@ -233,7 +233,7 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
-def _parsed(text: str) -> tuple[object, Mapping[At, int]]:
+def _parsed(text: str) -> tuple[object, dict[At, int]]:
     lines: dict[At, int] = {}
     try:
         loader = _Loader(text)

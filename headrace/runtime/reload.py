@@ -51,7 +51,7 @@ class ReloadedFile(Generic[T]):
             return
         try:
             with Yielding():
-                content = await asyncio.to_thread(self._read, self._path)
+                content = await asyncio.to_thread(self._read_apart)
         except SettingsError as exc:
             self._seen = state
             self._reject("; ".join(str(exc).splitlines()))
@@ -67,6 +67,11 @@ class ReloadedFile(Generic[T]):
         self._told = ""
         self._use(content)
         _log.info("the %s changed", self._what, extra={"event": "file_changed", "what": self._what})
+
+    def _read_apart(self) -> T:
+        content = self._read(self._path)
+        gc.freeze()  # what was made stays for long: the loop is not to look through all of it in its next turn
+        return content
 
     def _reject(self, reason: str) -> None:
         if reason != self._told:  # once per reason, not per look
