@@ -6,6 +6,7 @@ called by name, with bytes on the call path and with its message classes elsewhe
 
 import asyncio
 import logging
+import time
 from collections.abc import Sequence
 from typing import Any, Self, TypeAlias
 
@@ -60,7 +61,6 @@ class Triton:
         self._infer: UnaryUnary = self._channel.unary_unary(MODEL_INFER)
 
     async def __aenter__(self) -> Self:
-        self._loop = asyncio.get_running_loop()  # asked once: on Python 3.11 each question is a system call
         self._watch = asyncio.create_task(self._count_connections(), name="triton-connection")
         return self
 
@@ -71,16 +71,18 @@ class Triton:
 
     async def infer(self, request: bytes, metadata: Sequence[Metadatum], seconds: float) -> Outcome:
         """Run one call. Cancelling this cancels the call in Triton."""
+        expires = time.monotonic() + seconds  # not the loop's clock, which stands still for as long as a turn takes
         if not metadata:
             call = self._infer(request, timeout=seconds)
         else:
             call = self._infer(request, timeout=seconds, metadata=grpc.aio.Metadata(*map(_entry, metadata)))
-        return await self._outcome(call, seconds)
+        return await self._outcome(call, expires)
 
     async def administer(self, method: str, request: bytes, seconds: float) -> Outcome:
         """Pass on one administrative call, byte for byte."""
         administer: UnaryUnary = self._channel.unary_unary(method)
-        return await self._outcome(administer(request, timeout=seconds), seconds)
+        expires = time.monotonic() + seconds
+        return await self._outcome(administer(request, timeout=seconds), expires)
 
     async def ready(self) -> bool:
         """Whether Triton answers and says that it is ready."""
@@ -123,12 +125,12 @@ class Triton:
         except grpc.RpcError as exc:
             raise TritonAwayError(f"{method}: {_text(exc)}") from None
 
-    async def _outcome(self, call: "grpc.aio.UnaryUnaryCall[bytes, bytes]", seconds: float) -> Outcome:
-        connection, expires = self._connection, self._loop.time() + seconds
+    async def _outcome(self, call: "grpc.aio.UnaryUnaryCall[bytes, bytes]", expires: float) -> Outcome:
+        connection = self._connection
         try:
             response: bytes = await call
         except grpc.aio.AioRpcError as exc:
-            if self._loop.time() >= expires - _CLOCK_SECONDS:
+            if time.monotonic() >= expires - _CLOCK_SECONDS:
                 return Failure.EXPIRED
             return self._judge(exc, connection)
         return response if len(response) <= self._max_message_bytes else Failure.ANSWER_TOO_LARGE
