@@ -177,8 +177,8 @@ class Admission:
     async def enter(self, gate: Gate, caller: Caller, model: str, size: int, *, method: str, call_id: bytes) -> None:
         """Count a call. `leave` follows when it has ended, whatever became of it.
 
-        Waits only for what gateways share, where it should be there and is not leased to this one yet: two ticks at
-        most, for a bounded number of calls at a time.
+        Waits only for what gateways share, where it should be there and is not leased to this one yet: for the answer
+        to the next request to the store, with a deadline, and for a bounded number of calls at a time.
 
         Raises RequestTooLarge, QuotasUnavailable, QuotaExhausted, ConcurrencyLimited, RateLimited or BytesLimited, and
         nothing is counted.
