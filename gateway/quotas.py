@@ -4,6 +4,8 @@ Usage is summed by the aggregator, from reports of all gateways and routers. A g
 second and adds its own calls that are under way or not summed yet, so that nothing here waits for a database. What is
 promised: a gateway counts its own calls at once, and those of other gateways, and the time that models took, about two
 seconds later. By so much, and by the bytes and seconds of the calls that were under way, a quota may be exceeded.
+Sums of a tenant that has not called this gateway for a while are read once in a while alone: what its first call then
+is judged by may be half a minute old, and is read again within a second.
 
 While the database is away the last sums stand. Days and months are UTC's.
 """
@@ -23,6 +25,10 @@ from gateway.policy.model import Quotas
 from headrace.bus.v1.usage_pb2 import UsageEntry
 
 READ_SECONDS = 1.0
+_LOOKS_AFTER_A_CALL = 10
+"""So often the sums of a tenant are read after its last call."""
+_LOOKS_TO_ALL = 30
+"""Each look of so many is at all tenants: thousands of them, each second, would cost more than their calls do."""
 _MICROS = 1_000_000
 _ACCOUNTS_A_TURN = 50
 """Between two of these the loop has its turn: there may be thousands."""
@@ -132,6 +138,7 @@ class Account:
         self._closed: deque[tuple[int, _Period, int, int]] = deque()  # by report, until it is summed
         self._summed: Mapping[bool, Used] = {}
         self._quotas: Quotas | None = None
+        self._quiet_looks = 0
         self.meters: tuple[Meter, ...] = ()
         self.limit(quotas)
 
@@ -153,7 +160,8 @@ class Account:
         self._add_up()
 
     def exhausted(self) -> Meter | None:
-        """A quota of which nothing is left."""
+        """A quota of which nothing is left. Asked for with every call."""
+        self._quiet_looks = 0
         for meter in self.meters:
             if meter.used >= meter.most:
                 return meter
@@ -176,6 +184,11 @@ class Account:
             remaining = f"{left / _MICROS:.15g}" if meter.quota.column == _MODEL_MICROS else left
             parts.append(f"{meter.head}{remaining};reset={max(1, math.ceil(ends[meter.quota.monthly] - now))}")
         return ", ".join(parts)
+
+    def quiet(self) -> bool:
+        """Whether nobody called for a while. To be asked once a look."""
+        self._quiet_looks += 1
+        return self._quiet_looks > _LOOKS_AFTER_A_CALL
 
     def begin(self) -> None:
         """A call begins. `answered` or `unanswered` follows."""
@@ -273,6 +286,8 @@ class Accounts:
         self._accounts: dict[str, Account] = {}
         self._due = asyncio.Event()
         self._away = False
+        self._looks = 0
+        self._period = _period(self.now())
         self.known = read is None
         """Whether the sums have been read: until then nobody knows what is left of any quota."""
 
@@ -322,7 +337,12 @@ class Accounts:
     async def look(self) -> None:
         """Read the sums once. A database that is away changes nothing, and is told once."""
         period = _period(self.now())
-        tenants = list(self._accounts)
+        quiet = {tenant for tenant, account in self._accounts.items() if account.quiet()}
+        if not self.known or period != self._period or self._looks % _LOOKS_TO_ALL == 0:
+            quiet.clear()
+        self._looks += 1
+        self._period = period
+        tenants = [tenant for tenant in self._accounts if tenant not in quiet]
         if self._read is not None and tenants:
             try:
                 sums = await self._read(period, tenants)
@@ -337,7 +357,7 @@ class Accounts:
                 async for account in self._each(tenants):
                     account.summed(period, sums)
                 self.known = True
-        async for account in self._each(list(self._accounts)):
+        async for account in self._each(tenants):
             account.advance(period)
             for meter, share in account.warnings():
                 _log.warning(

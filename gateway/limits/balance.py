@@ -122,15 +122,23 @@ class RateBalance:
         # What comes in between two ticks must fit in, or else it is lost before anybody can lease it.
         self._shared_burst = max(burst, rate_per_second * 2 * TICK_SECONDS)
 
+    def spend(self, now: float, amount: float) -> bool:
+        """Take it from what is leased, as `take` would; False, and nothing is taken, where that does not suffice."""
+        if self._tokens < amount or now >= self._tokens_until:
+            return False
+        self._touched_at = now
+        self._used += amount
+        self._tokens -= amount
+        return True
+
     def take(self, now: float, amount: float = 1.0, *, gateways: int, away: bool) -> float:
         """As `Rate.take`. Waits that it tells are estimates: others may take what is there by then."""
+        if self.spend(now, amount):
+            return 0.0
         self._touched_at = now
         if now >= self._tokens_until:
             self._hand_back_tokens()
         self._used += amount
-        if self._tokens >= amount:
-            self._tokens -= amount
-            return 0.0
         if away:
             return self._take_alone(now, amount, gateways)
         unknown = now - self._answered_at >= LEASE_EXPIRES_SECONDS
@@ -322,14 +330,23 @@ class SlotsBalance:
         self._target = max(0, self._target + most - self._most)
         self._most = most
 
+    def spend(self, now: float) -> bool:
+        """Take one of those that are held, as `take` would; False, and nothing is taken, where none is free."""
+        in_use = self._in_use
+        if in_use >= self._held or in_use >= self._target or now >= self._held_until:
+            return False
+        self._take_one(now)
+        return True
+
     def take(self, now: float, *, gateways: int, away: bool) -> bool:
         """As `Concurrency.take`."""
-        self._touched_at = now
+        if self.spend(now):
+            return True
         if self._in_use >= self._allowed(now, gateways, away=away):
+            self._touched_at = now
             self._refused += 1
             return False
-        self._in_use += 1
-        self._peak = max(self._peak, self._in_use)
+        self._take_one(now)
         return True
 
     def soon(self, now: float, *, away: bool) -> bool:
@@ -387,6 +404,11 @@ class SlotsBalance:
         """Whether it is quiet and unused for a while."""
         return self.quiet(now) and now - self._touched_at >= FORGET_SECONDS
 
+    def _take_one(self, now: float) -> None:
+        self._touched_at = now
+        self._in_use += 1
+        self._peak = max(self._peak, self._in_use)
+
     def _allowed(self, now: float, gateways: int, *, away: bool) -> float:
         if away and self._mode == "allow":
             return math.inf
@@ -398,11 +420,13 @@ class SlotsBalance:
         return min(self._most, max(1, self._most // gateways)) if self._mode == "local_share" else 0
 
     def _wish(self) -> int:
-        """What was needed of late, and a quarter more. Rises at once, falls slowly."""
+        """What was needed of late, and a quarter more. Rises at once, falls slowly, and stays where it does as well."""
         needed = min(self._most, max(self._peak, self._in_use) + max(self._refused, self._wanted))
         self._peak = self._refused = self._wanted = 0
         if needed < self._demand:
             needed = max(needed, self._demand - max(1, (self._demand - needed) // 8))
         self._demand = needed
         # More than the limit may be in use, after Redis was away: what is kept must not exceed what is wished for.
-        return max(self._in_use, min(self._most, needed + max(1, needed // 4)) if needed else 0)
+        wish = max(self._in_use, min(self._most, needed + max(1, needed // 4)) if needed else 0)
+        near = 0 < needed < self._wished <= wish + max(1, needed // 4)
+        return self._wished if near and self._wished <= self._most else wish

@@ -81,7 +81,10 @@ class LeasedRate:
 
     def take(self, now: float, amount: float = 1.0) -> float:
         """Take from the bucket. Returns 0.0 when taken, else in how many seconds to try the same again."""
-        return self._balance.take(now, amount, gateways=self._gateways(), away=self._enter())
+        balance = self._balance
+        if balance.spend(now, amount):  # and is in use already, as it holds something
+            return 0.0
+        return balance.take(now, amount, gateways=self._gateways(), away=self._enter())
 
     def soon(self, now: float, amount: float) -> bool:
         """Whether the bucket should have it."""
@@ -127,7 +130,10 @@ class LeasedSlots:
 
     def take(self) -> bool:
         """Take a slot, to be released exactly once. False where none is free; nothing is taken then."""
-        return self._balance.take(self._clock(), gateways=self._gateways(), away=self._enter())
+        now = self._clock()
+        if self._balance.spend(now):  # and is in use already, as it holds something
+            return True
+        return self._balance.take(now, gateways=self._gateways(), away=self._enter())
 
     def soon(self) -> bool:
         """Whether one is free, as far as this gateway knows."""

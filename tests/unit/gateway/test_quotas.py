@@ -32,12 +32,14 @@ class Bench:
     used: dict[tuple[str, str], Used] = field(default_factory=dict)
     sequence: int = 0
     reports: list[int] = field(default_factory=list)
+    asked: list[Collection[str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.accounts = Accounts(self.read, clock=lambda: self.now)
         self.meter = UsageMeter("gateway/a/1", clock=lambda: self.now, closed=self.accounts.closed)
 
     async def read(self, periods: Collection[str], tenants: Collection[str]) -> Sums:
+        self.asked.append(tenants)
         if self.away:
             raise SumsUnavailableError("it is away")
         return Sums(
@@ -276,6 +278,40 @@ async def test_the_loop_has_its_turns_while_many_accounts_are_gone_through() -> 
         turns += 1
 
     assert turns >= 2 * 1000 / 50
+
+
+async def test_sums_of_who_does_not_call_are_read_now_and_then_alone() -> None:
+    """Thousands of tenants have quotas, and few of them call in any second."""
+    bench = Bench()
+    bench.accounts.change({"acme": Quotas(calls_per_day=10), "quiet": Quotas(calls_per_day=10)})
+    quiet, acme = bench.accounts.account("quiet"), bench.accounts.account("acme")
+    assert quiet is not None
+    assert acme is not None
+    for _ in range(60):
+        acme.exhausted()
+        await bench.accounts.look()
+
+    assert all("acme" in tenants for tenants in bench.asked)
+    assert sum("quiet" in tenants for tenants in bench.asked) == 10 + 1  # after it came to be known, and once since
+
+    quiet.exhausted()
+    await bench.accounts.look()
+
+    assert "quiet" in bench.asked[-1]
+
+
+async def test_a_new_day_begins_for_who_does_not_call_as_well() -> None:
+    bench = Bench()
+    account = bench.granted(calls_per_day=10)
+    bench.sum(calls=10)
+    for _ in range(20):
+        await bench.accounts.look()
+    assert account.left(bench.accounts.now())[0].remaining == 0
+
+    bench.now += HALF_A_DAY
+    await bench.accounts.look()
+
+    assert account.left(bench.accounts.now())[0].remaining == 10
 
 
 def test_what_did_not_change_is_left_alone() -> None:

@@ -494,6 +494,27 @@ def test_a_settled_bucket_asks_only_to_renew() -> None:
     assert 20 <= asks <= 25  # ten seconds, one each half second, and the beginning
 
 
+def test_use_that_goes_up_and_down_asks_only_to_renew() -> None:
+    """Calls end and begin all the time: that is no news for the other gateways."""
+    sharers = Sharers(100)
+    balance = sharers.balances[0]
+    asks = 0
+    for tick in range(200):
+        in_use = 30 - tick * 7 % 8
+        while balance.in_use > in_use:
+            balance.release()
+        while balance.in_use < in_use and balance.take(tick * TICK_SECONDS, gateways=GATEWAYS, away=False):
+            pass
+        balance.want()
+        ask = balance.ask(tick * TICK_SECONDS)
+        if ask is not None:
+            asks += 1
+            balance.answered(tick * TICK_SECONDS, 0, *sharers.shared.answer(0, tick * TICK_SECONDS, ask))
+
+    assert 20 <= asks <= 30  # ten seconds, one each half second, and the beginning
+    assert 30 <= sharers.shared.entries[0][1] <= 48
+
+
 def test_who_holds_more_than_a_fair_part_lets_it_go_as_its_calls_end() -> None:
     sharers = Sharers(10)
     greedy, late = sharers.balances[:2]
