@@ -22,10 +22,9 @@ UV := uv==0.13.8
 VENV := .venv/.stamp-venv
 LOCAL := .venv/.stamp-local
 DEV := .venv/.stamp-dev
-BENCH := .venv/.stamp-bench
 
 PROTO_IMPORTS := build/protos
-BUS_PROTOS := $(wildcard protos/headrace/bus/v1/*.proto)
+OUR_PROTOS := $(wildcard protos/headrace/bus/v1/*.proto protos/headrace/v1/*.proto)
 
 .PHONY: help setup run test coverage check lint types imports protos stubs gen requirements fuzz bench clean
 
@@ -47,10 +46,6 @@ $(LOCAL): $(VENV) requirements/local.txt requirements/carriers.txt requirements/
 $(DEV): $(LOCAL) requirements/dev.txt
 	@echo "installing what its tests and checks need"
 	@$(LOCKED) -r requirements/dev.txt
-	@touch $@
-
-$(BENCH): $(DEV) requirements/bench.txt
-	@$(LOCKED) -r requirements/bench.txt
 	@touch $@
 
 setup: $(DEV) ## Set up .venv for development, without running anything
@@ -83,25 +78,28 @@ protos: $(PROTO_IMPORTS)
 	$(BIN)/buf lint
 	scripts/check-breaking $(BIN)/buf $(PROTO_IMPORTS)
 
-stubs: $(DEV)
+stubs: $(PROTO_IMPORTS)
 	rm -rf build/stubs
-	mkdir -p build/stubs
+	mkdir -p build/stubs/headrace/v1
 	$(call generate,build/stubs)
 	scripts/check-stubs build/stubs
 
-gen: $(DEV) ## Generate the stubs in headrace/ from protos/
+gen: $(PROTO_IMPORTS) ## Generate the stubs in headrace/ from protos/
 	$(call generate,.)
 
-# Only the reply service is a service: the other protos' gRPC stubs would be empty files.
+PROTOC := $(BIN)/python -m grpc_tools.protoc -Iprotos -I$(PROTO_IMPORTS)
+
+# Of the reply service alone there are gRPC stubs: the bus calls it, and nobody in Python calls the REST service.
 define generate
-$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=$(1) --pyi_out=$(1) $(BUS_PROTOS)
-$(BIN)/python -m grpc_tools.protoc -Iprotos --grpc_python_out=$(1) protos/headrace/bus/v1/reply.proto
+$(PROTOC) --python_out=$(1) --pyi_out=$(1) $(OUR_PROTOS)
+$(PROTOC) --grpc_python_out=$(1) protos/headrace/bus/v1/reply.proto
+$(PROTOC) --include_imports --descriptor_set_out=$(1)/headrace/v1/rest.binpb protos/headrace/v1/rest.proto
 endef
 
-# buf has no path to look imports up in, only modules: this is one, with the two files that ours import.
+# buf has no path to look imports up in, only modules: this is one, with the files that ours import.
 $(PROTO_IMPORTS): $(DEV)
 	mkdir -p $@/google/api
-	cp $$($(BIN)/python -c 'import google.api as api; print(*api.__path__)')/{annotations,http}.proto $@/google/api/
+	cp $$($(BIN)/python -c 'import google.api as api; print(*api.__path__)')/{annotations,http,httpbody}.proto $@/google/api/
 	touch $@
 
 COMPILE = $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
@@ -114,7 +112,6 @@ requirements: $(VENV) ## Bring the pinned versions in requirements/ up to date w
 	$(COMPILE) --constraint requirements/dev.txt --output-file requirements/runtime.txt
 	$(COMPILE:pyproject.toml=) --group build --constraint requirements/dev.txt --output-file requirements/build.txt
 	$(COMPILE:pyproject.toml=) --group carriers --no-deps --output-file requirements/carriers.txt
-	$(COMPILE:pyproject.toml=) --group bench --no-deps --output-file requirements/bench.txt
 
 fuzz: $(DEV) ## Try random input on the parsers; how long as FUZZ_SECONDS=600
 	@for target in tests/fuzz/fuzz_*.py; do \
@@ -122,7 +119,7 @@ fuzz: $(DEV) ## Try random input on the parsers; how long as FUZZ_SECONDS=600
 		$(BIN)/python "$$target" -max_total_time=$(FUZZ_SECONDS); \
 	done
 
-bench: $(BENCH) ## Measure against the peers; options as ARGS="--rounds 4"
+bench: $(DEV) ## Measure against the peers; options as ARGS="--rounds 4"
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 clean: ## Remove .venv and all that was built

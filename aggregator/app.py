@@ -19,7 +19,7 @@ from headrace.runtime import logs
 from headrace.runtime.admin_http import Readiness, admin_http
 from headrace.runtime.lifecycle import Background, Unstartable, serve_until, unless
 from headrace.runtime.settings import read_secret
-from headrace.runtime.telemetry import Counted, Gauge, Instrument, Telemetry
+from headrace.runtime.telemetry import BuildInfo, Counted, Gauge, Instrument, Telemetry
 from headrace.store.engine import SchemaError, Store, StoreUnavailableError
 from headrace.store.usage import Batch, OffsetMovedError, forget_before, next_offset, sum_batch, summed_sequence
 
@@ -43,7 +43,7 @@ async def serve(settings: AggregatorSettings, stop: asyncio.Event) -> None:
     telemetry = Telemetry(*summing.instruments())
     async with AsyncExitStack() as owned:
         enter = owned.enter_async_context
-        await enter(admin_http(own.admin.host, own.admin.port, readiness=summing.readiness, metrics=telemetry.scrape))
+        await enter(admin_http(own.admin.host, own.admin.port, readiness=summing.readiness, metrics=telemetry.parts))
         await enter(store)
         if not await unless(stop, _prepared(settings, store, client_id)):
             return
@@ -67,6 +67,7 @@ class Summing:
         self._accompanied = False
         self._next_offset = 0
         self._behind = 0
+        self._lags_since: float | None = None
         self._summed_at = clock()
         self.outcomes: Counter[str] = Counter(summed=0, known=0, malformed=0, unknown_version=0, missing=0)
         """Reports by what became of them."""
@@ -76,10 +77,16 @@ class Summing:
     def instruments(self) -> list[Instrument]:
         """What is measured."""
         return [
-            Counted("headrace_aggregator_reports", "Reports of usage by outcome.", "outcome", self.outcomes),
-            Counted("headrace_aggregator_batches", "Transactions by outcome.", "outcome", self.batches),
+            BuildInfo("aggregator"),
+            Counted("headrace_aggregator_reports_total", "Reports of usage by outcome.", "outcome", self.outcomes),
+            Counted("headrace_aggregator_batches_total", "Transactions by outcome.", "outcome", self.batches),
             Gauge("headrace_aggregator_next_offset", "Up to where the topic is summed.", lambda: self._next_offset),
             Gauge("headrace_aggregator_lag", "Records that are known of and not summed.", lambda: self._behind),
+            Gauge(
+                "headrace_aggregator_lag_seconds",
+                "Since when there are such records, or the database is away.",
+                lambda: 0.0 if self._lags_since is None else self._clock() - self._lags_since,
+            ),
             Gauge(
                 "headrace_aggregator_batch_age_seconds",
                 "Since when nothing was summed, also where nothing was used.",
@@ -101,8 +108,9 @@ class Summing:
             except StoreUnavailableError as exc:
                 self.batches["failed"] += 1
                 if self._away != str(exc):
-                    _log.warning("usage is not summed: %s", exc, extra={"event": "database_away"})
+                    _log.warning("usage is not summed: %s", exc, extra={"event": "database_away", "why": str(exc)})
                 self._away = str(exc)
+                self._see_lag()
             except OffsetMovedError:
                 self.batches["moved"] += 1
                 if not self._accompanied:
@@ -133,6 +141,7 @@ class Summing:
         stored = Batch(USAGE_TOPIC, _PARTITION, after, batch.next_offset, reports)
         now = datetime.now(UTC)
         self._behind = batch.behind + batch.next_offset - batch.first_offset
+        self._see_lag()
         try:
             gone, new = await self._store.run(
                 lambda c: (
@@ -144,12 +153,14 @@ class Summing:
         except StoreUnavailableError:
             self._refused = stored
             raise
-        self._back()
         self._next_offset, self._behind, self._summed_at = batch.next_offset, batch.behind, self._clock()
+        self._back()
         self.batches["summed"] += 1
         self.outcomes.update(passed_over, summed=new, known=len(reports) - new, missing=gone)
         if passed_over.total():
-            _log.error("reports were passed over", extra={"event": "usage_unreadable", **passed_over})
+            malformed, newer = passed_over["malformed"], passed_over["unknown_version"]
+            extra = {"event": "usage_unreadable", "malformed": malformed, "unknown_version": newer}
+            _log.error("reports were passed over", extra=extra)
         if gone:
             _log.error("%d reports are missing", gone, extra={"event": "usage_missing", "reports": gone})
 
@@ -159,6 +170,13 @@ class Summing:
         self._away = ""
         self._refused = None
         self._ready = True
+        self._see_lag()
+
+    def _see_lag(self) -> None:
+        if not (self._behind or self._away):
+            self._lags_since = None
+        elif self._lags_since is None:
+            self._lags_since = self._clock()
 
 
 async def _prepared(settings: AggregatorSettings, store: Store, client_id: str) -> None:
@@ -173,7 +191,7 @@ async def _prepared(settings: AggregatorSettings, store: Store, client_id: str) 
             raise Unstartable(str(exc)) from None
         except StoreUnavailableError as exc:
             if told != str(exc):
-                _log.warning("%s; trying again", exc, extra={"event": "start_awaited"})
+                _log.warning("%s; trying again", exc, extra={"event": "start_awaited", "why": str(exc)})
             told = str(exc)
             await asyncio.sleep(_RETRY_SECONDS)  # the pace of retries
         else:
@@ -187,5 +205,5 @@ async def _forget(store: Store, age: timedelta) -> None:
             while rows := await store.run(lambda c: forget_before(c, datetime.now(UTC) - age)):
                 _log.info("%d rows of old usage are deleted", rows, extra={"event": "usage_forgotten", "rows": rows})
         except StoreUnavailableError as exc:
-            _log.warning("old usage is not deleted: %s", exc, extra={"event": "usage_not_forgotten"})
+            _log.warning("old usage is not deleted: %s", exc, extra={"event": "usage_not_forgotten", "why": str(exc)})
         await asyncio.sleep(_FORGET_SECONDS)  # a clock

@@ -46,7 +46,7 @@ def tell(error: object) -> None:
             for detail in Status.FromString(value).details:
                 _ = detail.Unpack(info) or detail.Unpack(retry)
     print("refused   ", f"{info.reason}: {error.details()}")
-    print("come back ", f"in {retry.retry_delay.ToTimedelta().total_seconds():.1f} s")
+    print("come back ", f"in {retry.retry_delay.ToTimedelta().total_seconds():.3f} s")
 
 
 if __name__ == "__main__":

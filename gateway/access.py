@@ -156,7 +156,12 @@ class Access:
     @property
     def limits_are_shared(self) -> bool:
         """Whether all gateways count together now."""
-        return self._leases is not None and not self._leases.away
+        return self._leases is not None and self._leases.shared
+
+    @property
+    def leases(self) -> Leases | None:
+        """What gateways share, where they share anything."""
+        return self._leases
 
     def _callers(self, settings: IdentitySettings) -> Callers:
         made: Mapping[Provider, Callable[[IdentitySettings], Iterable[Verify]]] = {

@@ -219,7 +219,8 @@ class Administration:
         try:
             await self._announcements.announce(repository_key(self._pool, model), change)
         except LogUnavailableError as exc:
-            _log.warning("not remembered: %s", exc, extra={"event": "repository_change_lost", "model": model})
+            extra = {"event": "repository_change_lost", "model": model, "why": str(exc)}
+            _log.warning("what was done to a model is not remembered: %s", exc, extra=extra)
 
 
 def _parsed(request: bytes, request_class: type[Message]) -> Message:

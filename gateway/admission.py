@@ -72,6 +72,8 @@ class Gate:
     """Of the tenant, where it has quotas."""
     own: tuple[_Rated, ...]
     """Those of `calls` that count this tenant's calls alone."""
+    request_scope: str = ""
+    """Whose limit `request_bytes` is."""
 
     def left(self, now: float) -> tuple[int, int, int] | None:
         """Of the tenant's own tightest rate: its burst, what is left of it, and seconds until all of it is."""
@@ -198,7 +200,9 @@ class Admission:
 
     def _entered(self, gate: Gate, size: int) -> Refusal | None:
         if gate.request_bytes is not None and size > gate.request_bytes:
-            return RequestTooLarge(limit_bytes=str(gate.request_bytes))
+            most, scope = str(gate.request_bytes), gate.request_scope
+            text = f"The request has more than the {most} bytes that the limit of {scope} takes. Send smaller batches."
+            return RequestTooLarge(text, limit_bytes=most, scope=scope)
         account = gate.account
         if account is not None:
             if not self._accounts.known:
@@ -330,14 +334,14 @@ class Admission:
         if not tenant.sees(model):
             return None
         scopes = list(self._scopes(tenant, caller, model))
-        sizes = [scope.limits.request_bytes for scope in scopes if scope.limits.request_bytes is not None]
+        sizes = [(most, each.text) for each in scopes if (most := each.limits.request_bytes) is not None]
         weighed = tuple(
             scope.rated("bytes", per_second, per_second)
             for scope in scopes
             if (per_second := scope.limits.bytes_per_second) is not None
         )
         account = self._accounts.account(caller.tenant)
-        return self._keep(caller, model, _gate(scopes, weighed, account, request_bytes=min(sizes, default=None)))
+        return self._keep(caller, model, _gate(scopes, weighed, account, smallest=min(sizes, default=None)))
 
     def _keep(self, caller: Caller, model: str, gate: Gate) -> Gate:
         if len(self._gates) >= _MAX_GATES:
@@ -386,14 +390,18 @@ class _Scope:
 
 
 def _gate(
-    scopes: Collection[_Scope], weighed: tuple[_Rated, ...], account: Account | None, request_bytes: int | None = None
+    scopes: Collection[_Scope],
+    weighed: tuple[_Rated, ...],
+    account: Account | None,
+    smallest: tuple[int, str] | None = None,
 ) -> Gate:
     calls = _call_rates(scopes)
     return Gate(
         calls=calls,
         bytes=weighed,
         slots=_slots(scopes),
-        request_bytes=request_bytes,
+        request_bytes=None if smallest is None else smallest[0],
+        request_scope="" if smallest is None else smallest[1],
         account=account,
         own=tuple(rated for rated in calls if rated.own),
     )

@@ -18,12 +18,15 @@ from gateway.edge import CallHandlers, edge_server, open_port
 from gateway.errors import ShuttingDown
 from gateway.health import SERVICE as HEALTH_SERVICE
 from gateway.health import Health
+from gateway.infer import METHOD as MODEL_INFER
 from gateway.infer import CallTerms, ModelInfer
 from gateway.metrics import instruments
 from gateway.reflection import Reflection
 from gateway.registry import Registry
+from gateway.rest import service as rest
 from gateway.settings import GatewaySettings
 from gateway.status import Context, Handler, UnknownMethods
+from gateway.traces import CallTraces
 from headrace.bus.announcements import gateway_key
 from headrace.bus.answers.hub import GrpcAnswerHub
 from headrace.bus.answers.wire import Trust
@@ -37,7 +40,8 @@ from headrace.runtime import logs
 from headrace.runtime.addresses import join_address
 from headrace.runtime.admin_http import Readiness, admin_http
 from headrace.runtime.lifecycle import Background, Unstartable, serve_until, unless
-from headrace.runtime.telemetry import Telemetry
+from headrace.runtime.telemetry import LoopLag, Telemetry
+from headrace.runtime.trace_context import tracing
 
 _TICK_SECONDS = 0.25
 _GOODBYE_SECONDS = 2.0
@@ -67,6 +71,7 @@ class Gateway:
         self._settings = settings
         self._id = own.id or socket.gethostname()
         self._incarnation = int.from_bytes(os.urandom(8))
+        self._tracing = tracing(settings.traces, service="headrace-gateway", instance=self._id)
         self._client_id = f"headrace-gateway-{self._id}"
         self._pool = settings.pool.name
         self._leaving = False
@@ -118,7 +123,12 @@ class Gateway:
     async def start(self, owned: AsyncExitStack, stop: asyncio.Event) -> None:
         """Enter the parts; leaving the stack takes them down in reverse. Returns early when told to stop."""
         own = self._settings.gateway
+        limit, rest_limit = self._settings.topics.max_message_bytes, own.rest_json_bytes
         enter = owned.enter_async_context
+        traces = None
+        if self._tracing is not None:
+            await enter(self._tracing)
+            traces = CallTraces(self._tracing, self._settings.traces)
         try:
             reply_port = self._hub.bind(own.reply.host, own.reply.port)
         except OSError as exc:
@@ -140,20 +150,26 @@ class Gateway:
             hub=self._hub,
             admission=self.access.admission,
             usage=self._usage,
+            traces=traces,
         )
         self._call_handlers = CallHandlers(
             self.access.callers,
-            self._infer.handler,
+            {MODEL_INFER: self._infer.handler, rest.INFER: rest.infer(self._infer.handler, limit, rest_limit)},
             self._methods(),
             audit=self.access.audit,
             slowed=self.access.slowed,
             full=self._calls.full,
+            traces=traces,
         )
         self.access.subscribe(self._call_handlers.identities_changed)
         server = edge_server(self._settings.topics.max_message_bytes, self._handlers())
         self._port = open_port(server, own.grpc)
-        telemetry = Telemetry(*instruments(self._registry, self._calls, self._infer, self.access))
-        await enter(admin_http(own.admin.host, own.admin.port, readiness=self._readiness, metrics=telemetry.scrape))
+        lag = LoopLag()
+        measured = instruments(
+            self._registry, self._calls, self._infer.tally, self.access, cancelled=lambda: self._hub.cancelled, lag=lag
+        )
+        telemetry = Telemetry(*measured)
+        await enter(admin_http(own.admin.host, own.admin.port, readiness=self._readiness, metrics=telemetry.parts))
         await enter(self.access)
         await enter(self._hub)
         # The port answers at once, with NOT_SERVING and refusals: a broker that is away is told, not waited for.
@@ -172,11 +188,12 @@ class Gateway:
         self.background.spawn("beacon", beacon.keep())
         self.background.spawn("usage", self._usage.keep(usage_log))
         self.background.spawn("clock", self._tick())
+        self.background.spawn("loop-lag", lag.keep())
         _log.info(
             "gateway %s listens on port %d",
             self._id,
             self._port,
-            extra={"event": "gateway_started", "port": self._port},
+            extra={"event": "gateway_started", "gateway": self._id, "port": self._port},
         )
 
     async def drain(self) -> None:
@@ -201,7 +218,9 @@ class Gateway:
     def _methods(self) -> dict[str, Handler]:
         own = Catalog(self._registry, pool_may_sleep=self._settings.gateway.pool_may_sleep)
         methods = catalog.handlers(own, self.access.callers, self.access.admission) | self._administration.handlers()
-        return {f"/{SERVICE}/{name}": handler for name, handler in methods.items()}
+        return {f"/{SERVICE}/{name}": handler for name, handler in methods.items()} | rest.handlers(
+            methods, self._settings.topics.max_message_bytes
+        )
 
     def _handlers(self) -> list[grpc.GenericRpcHandler]:
         return [

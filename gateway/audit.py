@@ -6,6 +6,7 @@ second are counted together. So a flood of refusals is no flood of lines, and ev
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -34,6 +35,8 @@ class Audit:
         self._said: dict[tuple[str, ...], _Said] = {}
         self._suppressed = 0
         self._full_since = 0.0
+        self.strangers: Counter[str] = Counter()
+        """Refusals of callers for who they are, by reason."""
 
     def refused(
         self,
@@ -46,6 +49,8 @@ class Audit:
         peer: str = "",
     ) -> None:
         """A call was refused, by its identity, by the policy or by a limit. `caller` is None where nobody is known."""
+        if caller is None:
+            self.strangers[refusal.reason] += 1
         who = (caller.tenant, caller.key_id) if caller is not None else ("", network_of(peer))
         model = model or refusal.metadata.get("model", "")
         key = (*who, method, model, refusal.reason)

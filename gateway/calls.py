@@ -5,6 +5,8 @@ passed), or by the caller who leaves. Whatever comes later for the same id is dr
 """
 
 import asyncio
+import time
+from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
@@ -27,6 +29,7 @@ class Call:
     expire_time_unix_micros: int
     answer: asyncio.Future[Outcome]
     attempt: int = 1
+    began_at: float = 0.0
     routers: tuple[RouterKey, ...] = ()
     """Who may have it: that owner, and who owned the partition since."""
 
@@ -35,10 +38,26 @@ class Call:
             self.routers = (self.sent_to,)
 
 
+@dataclass(slots=True)
+class InFlight:
+    """What waits of one model."""
+
+    oldest_seconds: float
+    calls: int = 0
+    unowned: int = 0
+    """Calls that no router may have."""
+
+    def together(self, other: "InFlight") -> "InFlight":
+        """What waits of both."""
+        oldest = max(self.oldest_seconds, other.oldest_seconds)
+        return InFlight(oldest, self.calls + other.calls, self.unowned + other.unowned)
+
+
 class WaitingCalls:
     """All calls of one gateway that wait; see HubEvents for where answers come from."""
 
-    def __init__(self, *, max_calls: int, max_bytes: int) -> None:
+    def __init__(self, *, max_calls: int, max_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._max_calls = max_calls
         self._max_bytes = max_bytes
         self._calls: dict[bytes, Call] = {}
@@ -48,6 +67,10 @@ class WaitingCalls:
         self._untaken: dict[Call, float] = {}  # those that a router left behind, and until when they are kept
         self.strays = 0
         """Answers for calls that did not wait any more."""
+        self.delivery_failures: Counter[str] = Counter(
+            {refusal.reason: 0 for refusal in (LogFull, LogUnavailable, RequestTooLarge)}
+        )
+        """Calls that the log did not take, by the reason that their callers were told."""
         self._empty = asyncio.Event()
         self._empty.set()
 
@@ -59,6 +82,18 @@ class WaitingCalls:
         """Bytes of the requests of all calls that wait."""
         return self._bytes
 
+    def by_model(self) -> dict[str, "InFlight"]:
+        """What waits of each model that anything waits of."""
+        found: dict[str, InFlight] = {}
+        now = self._clock()
+        for call in self._calls.values():
+            known = found.get(call.model)
+            if known is None:  # the first is the oldest
+                known = found[call.model] = InFlight(oldest_seconds=now - call.began_at)
+            known.calls += 1
+            known.unowned += not call.routers
+        return found
+
     async def drained(self) -> None:
         """Return when no call waits."""
         await self._empty.wait()
@@ -67,6 +102,7 @@ class WaitingCalls:
         """Hold a call until `end`. Raises GatewayFull where the bounds are reached; it is not held then."""
         if len(self._calls) >= self._max_calls or self._bytes + size > self._max_bytes:
             raise GatewayFull
+        call.began_at = self._clock()
         self._calls[call.call_id] = call
         self._bytes += size
         self._empty.clear()
@@ -103,7 +139,13 @@ class WaitingCalls:
         """The broker did not take a record after all."""
         call = self._calls.get(call_id)
         if call is not None:
-            self.refuse(call, log_refusal(error))
+            self.refuse(call, self.not_taken(error))
+
+    def not_taken(self, error: LogError) -> Refusal:
+        """The log did not take a call. Counts it, and says what the caller is told."""
+        refusal = log_refusal(error)
+        self.delivery_failures[refusal.reason] += 1
+        return refusal
 
     def full(self) -> bool:
         """Whether a bound is reached: no further call will be held."""

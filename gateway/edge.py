@@ -12,10 +12,11 @@ from gateway.callers import Callers
 from gateway.errors import CredentialRefused, GatewayFull, KeyInvalid, Refusal, RequestMalformed, ShuttingDown
 from gateway.failures import Slowed
 from gateway.identity import Caller
-from gateway.infer import METHOD as MODEL_INFER
 from gateway.infer import Proof
+from gateway.rest.context import told_by_rest
 from gateway.settings import GrpcSettings
 from gateway.status import Context, abort
+from gateway.traces import CallTrace, CallTraces
 from headrace.runtime.addresses import join_address
 from headrace.runtime.lifecycle import Unstartable
 
@@ -24,7 +25,7 @@ _MAX_HANDLERS = 100_000
 
 
 class CallHandlers(grpc.GenericRpcHandler):
-    """The inference service: who calls is judged before the request is read, so that a large body needs a key.
+    """The inference service, gRPC and REST: who calls is judged before a body is read, so that a large one needs a key.
 
     gRPC shows certificates to methods only: where the certificate has the word, the method is one that reads by itself,
     and judges before it does.
@@ -33,17 +34,19 @@ class CallHandlers(grpc.GenericRpcHandler):
     def __init__(
         self,
         callers: Callers,
-        infer: Callable[[Caller, Proof], Callable[[bytes, Context], Any]],
+        infer: Mapping[str, Callable[[Caller, Proof], Callable[[bytes, Context], Any]]],
         others: Mapping[str, Handler],
         *,
         audit: Audit,
         slowed: Slowed,
         full: Callable[[], bool] = lambda: False,
+        traces: CallTraces | None = None,
     ) -> None:
-        """`infer` makes ModelInfer for a caller, `others` are the service's other methods by their full name.
+        """`infer` makes the methods that run models, for a caller; `others` are those that don't; by their full name.
 
-        While `full` says so, calls are refused before their body is read.
+        While `full` says so, calls are refused before their body is read. Without `traces` none is traced.
         """
+        self._traces = traces
         self._full = full
         self._audit = audit
         self._slowed = slowed
@@ -51,8 +54,8 @@ class CallHandlers(grpc.GenericRpcHandler):
         self._infer = infer
         self._others = others
         self._certified = {method: self._judging(method, handler) for method, handler in others.items()}
-        self._certified_infer: Handler = grpc.stream_unary_rpc_method_handler(self._infer_certified)
-        self._handlers: dict[Caller, Handler] = {}
+        self._certified |= {method: self._certified_infer(method) for method in infer}
+        self._handlers: dict[tuple[str, Caller], Handler] = {}
         self._generation = 0
         self.closing = False
         """Whether new calls are refused."""
@@ -65,31 +68,33 @@ class CallHandlers(grpc.GenericRpcHandler):
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler | None:
         """The handler of one call: the method as this caller may use it, or its refusal."""
         method = handler_call_details.method
-        other = None if method == MODEL_INFER else self._others.get(method)
-        if method != MODEL_INFER and other is None:
+        runs = method in self._infer
+        other = None if runs else self._others.get(method)
+        if not runs and other is None:
             return None
         if self.closing:
-            return refusing(ShuttingDown())
+            return refusing(ShuttingDown(), method, self._traced)
         try:
             caller = self._callers.by_metadata(handler_call_details.invocation_metadata or ())
         except Refusal as refusal:
             return self._refusing(method, refusal)
         if caller is None:
-            return self._certified_infer if other is None else self._certified[method]
+            return self._certified[method]
         if other is not None:
             return other
-        return refusing(GatewayFull()) if self._full() else self._handler(caller)
+        return refusing(GatewayFull(), method, self._traced) if self._full() else self._handler(method, caller)
 
-    def _handler(self, caller: Caller) -> Handler:
-        handler = self._handlers.get(caller)
+    def _handler(self, method: str, caller: Caller) -> Handler:
+        handler = self._handlers.get((method, caller))
         if handler is None:
-            handler = grpc.unary_unary_rpc_method_handler(self._infer(caller, self._proof(caller)))
+            infer = self._infer[method]
+            handler = grpc.unary_unary_rpc_method_handler(infer(caller, self._proof(method, caller)))
             if len(self._handlers) >= _MAX_HANDLERS:
                 self._handlers.clear()  # made anew as they come: subjects of tokens may be any number
-            self._handlers[caller] = handler
+            self._handlers[method, caller] = handler
         return handler
 
-    def _proof(self, caller: Caller) -> Proof:
+    def _proof(self, method: str, caller: Caller) -> Proof:
         generation = self._generation
 
         def prove(context: Context) -> None:
@@ -99,19 +104,23 @@ class CallHandlers(grpc.GenericRpcHandler):
                 if self._callers(context) != caller:
                     raise KeyInvalid
             except Refusal as refusal:
-                self._audit.refused(None, refusal, method=MODEL_INFER, peer=context.peer())
+                self._audit.refused(None, refusal, method=method, peer=context.peer())
                 raise
 
         return prove
 
     # Callers whose certificate has the word.
 
-    async def _infer_certified(self, _: AsyncIterator[bytes], context: Context) -> Any:  # noqa: ANN401  as infer's
-        caller = await self._judged(MODEL_INFER, context)
-        if self._full():
-            await abort(context, GatewayFull())
-        infer = self._handler(caller).unary_unary
-        return await infer(await _body(context), context)
+    def _certified_infer(self, method: str) -> Handler:
+        async def infer(_: AsyncIterator[bytes], context: Context) -> Any:  # noqa: ANN401  as infer's
+            caller = await self._judged(method, context)
+            if self._full():
+                if (trace := self._traced(method, context)) is not None:
+                    trace.refused(GatewayFull())
+                await abort(told_by_rest(method, context), GatewayFull())
+            return await self._handler(method, caller).unary_unary(await _body(context), context)
+
+        return grpc.stream_unary_rpc_method_handler(infer)
 
     def _judging(self, method: str, handler: Handler) -> Handler:
         """A method that judges who calls before anything is read."""
@@ -145,11 +154,18 @@ class CallHandlers(grpc.GenericRpcHandler):
         return grpc.stream_stream_rpc_method_handler(refuse)
 
     async def _refuse(self, method: str, refusal: Refusal, context: Context) -> NoReturn:
+        trace = self._traced(method, context)
         peer = context.peer()
         self._audit.refused(None, refusal, method=method, peer=peer)
         if isinstance(refusal, CredentialRefused):
             await self._slowed.failed(peer)
-        await abort(context, refusal)
+        if trace is not None:
+            trace.refused(refusal)
+        await abort(told_by_rest(method, context), refusal)
+
+    def _traced(self, method: str, context: Context) -> CallTrace | None:
+        """The trace of a call that is refused here, where it would have run a model and is traced."""
+        return None if self._traces is None or method not in self._infer else self._traces.stranger(method, context)
 
 
 async def _body(context: Context) -> bytes:
@@ -160,11 +176,15 @@ async def _body(context: Context) -> bytes:
     return bytes(request)
 
 
-def refusing(refusal: Refusal) -> Handler:
+def refusing(
+    refusal: Refusal, method: str, traced: Callable[[str, Context], CallTrace | None] = lambda *_: None
+) -> Handler:
     """A handler that ends the call without reading what the caller sends: a streaming one fits any method."""
 
     async def refuse(_: AsyncIterator[bytes], context: Context) -> None:
-        await abort(context, refusal)
+        if (trace := traced(method, context)) is not None:
+            trace.refused(refusal)
+        await abort(told_by_rest(method, context), refusal)
 
     return grpc.stream_stream_rpc_method_handler(refuse)
 

@@ -176,6 +176,18 @@ class RequestMalformed(RequestInvalid):
     reason = "REQUEST_MALFORMED"
 
 
+class RestRequestInvalid(RequestInvalid):
+    """The body of this REST call is not a valid request: {field} {problem}."""
+
+    reason = "REST_REQUEST_INVALID"
+
+
+class OutputNotText(RequestInvalid):
+    """The model ran, and its output '{output}' is not UTF-8, as JSON must be. Ask for it with `binary_data` true."""
+
+    reason = "OUTPUT_NOT_TEXT"
+
+
 class MethodUnknown(Refusal):
     """There is no method {method} here. Reflection lists the methods that there are."""
 

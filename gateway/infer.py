@@ -8,7 +8,6 @@ import asyncio
 import os
 import re
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +16,7 @@ import grpc
 import grpc.aio
 
 from gateway.admission import Admission, Gate
-from gateway.calls import Call, WaitingCalls, log_refusal
+from gateway.calls import Call, WaitingCalls
 from gateway.compression import is_packed, unpacked
 from gateway.errors import (
     AnswerTooLarge,
@@ -42,6 +41,8 @@ from gateway.registry import Model, Registry
 from gateway.routing_fields import routing_fields
 from gateway.statistics import mean_seconds
 from gateway.status import abort, quota_metadata, rate_metadata, unforeseen
+from gateway.tally import CANCELLED, OK, TRITON, Entry, Tally
+from gateway.traces import CallTrace, CallTraces
 from headrace.bus.envelope import envelope_base
 from headrace.bus.protocols import AnswerHub, Failure, LogError, RequestPublisher, RouterKey, TopicPartition
 from headrace.bus.topics import UnnameableModelError, request_topic
@@ -128,7 +129,10 @@ class ModelInfer:
         hub: AnswerHub,
         admission: Admission,
         usage: UsageMeter,
+        traces: CallTraces | None = None,
     ) -> None:
+        """Without `traces` no call is traced."""
+        self._traces = traces
         self._usage = usage
         self._admission = admission
         self._terms = terms
@@ -145,8 +149,9 @@ class ModelInfer:
         self._loop = asyncio.get_running_loop()  # asked once: on Python 3.11 each question is a system call
         self._topics: dict[str, str] = {}
         self._turn = terms.incarnation & 0xFFFF  # so that gateways which start together do not choose alike
-        self.ended: Counter[str] = Counter()
-        """How calls ended: `OK`, `TRITON` for Triton's own errors, `CANCELLED`, or the refusal's reason."""
+        self.tally = Tally()
+        self.ended = self.tally.reasons
+        """See Tally.reasons."""
 
     def handler(self, caller: Caller, prove: Proof = lambda _: None) -> Callable[[bytes, Context], Any]:
         """The method, for one caller. `prove` is asked once the body is there: that may be long after who it was."""
@@ -159,27 +164,46 @@ class ModelInfer:
 
     async def _answer(self, caller: Caller, prove: Proof, base: bytes, request: bytes, context: Context) -> bytes:
         call_id = self._call_ids()
+        trace = None if self._traces is None else self._traces.begin(METHOD, caller.tenant, call_id, context)
+        entry = self.tally.begin(caller.tenant)
         try:
             if is_packed(request):
                 request = await unpacked(request, self._terms.max_message_bytes)
             prove(context)
-            outcome = await self._admitted(caller, call_id, base, request, context)
+            outcome = await self._admitted(caller, call_id, base, request, context, entry=entry, trace=trace)
         except Refusal as refusal:
-            self.ended[refusal.reason] += 1
+            self.tally.ended(entry, refusal.reason)
+            if trace is not None:
+                trace.refused(refusal)
             await abort(context, refusal)
         except asyncio.CancelledError:
             remaining: float | None = context.time_remaining()
             expired = remaining is not None and remaining <= 0
-            self.ended[DeadlineExceeded.reason if expired else "CANCELLED"] += 1
+            self.tally.ended(entry, DeadlineExceeded.reason if expired else CANCELLED)
+            if trace is not None:
+                trace.left(expired=expired)
             raise
         except Exception as exc:  # noqa: BLE001  the boundary to the caller
-            self.ended[Internal.reason] += 1
-            await abort(context, unforeseen(exc, method=METHOD, call_id=call_id.hex()))
-        self.ended["OK" if isinstance(outcome, bytes) else "TRITON"] += 1
+            self.tally.ended(entry, Internal.reason)
+            internal = unforeseen(exc, method=METHOD, call_id=call_id.hex())
+            if trace is not None:
+                trace.refused(internal)
+            await abort(context, internal)
+        self.tally.ended(entry, OK if isinstance(outcome, bytes) else TRITON)
+        if trace is not None:
+            trace.answered(outcome)
         return await pass_on(outcome, context)
 
     async def _admitted(
-        self, caller: Caller, call_id: bytes, base: bytes, request: bytes, context: Context
+        self,
+        caller: Caller,
+        call_id: bytes,
+        base: bytes,
+        request: bytes,
+        context: Context,
+        *,
+        entry: Entry,
+        trace: CallTrace | None,
     ) -> bytes | ModelServerStatus:
         if len(request) > self._terms.max_message_bytes:
             raise RequestTooLarge(limit_bytes=str(self._terms.max_message_bytes))
@@ -188,12 +212,15 @@ class ModelInfer:
         gate = None if model is None else self._admission.gate(caller, name, method=METHOD)
         if model is None or gate is None:
             raise self._admission.unseen(caller, self._unknown(name), method=METHOD, call_id=call_id)
+        entry.model, entry.gate, entry.received = name, gate, len(request)
+        if trace is not None:
+            trace.of_model(name)
         await self._admission.enter(gate, caller, name, len(request), method=METHOD, call_id=call_id)
         answered: int | None = None
         run_on: list[Call] = []
         try:
-            outcome = await self._run(model, call_id, base, request, context, run_on=run_on)
-            answer_bytes = len(outcome) if isinstance(outcome, bytes) else 0
+            outcome = await self._run(model, call_id, base, request, context, run_on=run_on, trace=trace)
+            answer_bytes = entry.sent = len(outcome) if isinstance(outcome, bytes) else 0
             answered = len(request) + answer_bytes
         finally:
             if run_on and gate.slots:
@@ -226,7 +253,15 @@ class ModelInfer:
         return told
 
     async def _run(
-        self, model: Model, call_id: bytes, base: bytes, request: bytes, context: Context, *, run_on: list[Call]
+        self,
+        model: Model,
+        call_id: bytes,
+        base: bytes,
+        request: bytes,
+        context: Context,
+        *,
+        run_on: list[Call],
+        trace: CallTrace | None,
     ) -> bytes | ModelServerStatus:
         """Publish a call and wait. One that ends here while a router may run it is put into `run_on`."""
         place, router = self._place(model)
@@ -246,10 +281,14 @@ class ModelInfer:
         # A caller's own deadline ends the call by itself: gRPC cancels the handler.
         timer = None if client_deadline else loop.call_later(seconds, self._calls.expire, call)
         try:
+            if trace is not None:
+                envelope += trace.publishing(place)
             self._publisher.publish(place, call_id, envelope, request)
+            if trace is not None:
+                trace.published()
             outcome = await call.answer
         except LogError as error:
-            raise log_refusal(error) from None
+            raise self._calls.not_taken(error) from None
         except (asyncio.CancelledError, DeadlineExceeded, LogUnavailable):
             # A delivery that failed in time may still have happened.
             if not self.abandon(call):

@@ -120,6 +120,11 @@ class Meter:
     def _unit(self) -> int:
         return _MICROS if self.quota.column == _MODEL_MICROS else 1
 
+    @property
+    def share_left(self) -> float:
+        """Which share of it is left, 0 to 1."""
+        return max(0, self.most - self.used) / self.most if self.most else 0.0
+
     def left(self, now: datetime) -> Left:
         """What is left of it."""
         unit = self._unit
@@ -348,7 +353,9 @@ class Accounts:
                 sums = await self._read(period, tenants)
             except SumsUnavailableError as exc:
                 if not self._away:
-                    _log.warning("quotas stand as they were: %s", exc, extra={"event": "quotas_not_read"})
+                    _log.warning(
+                        "quotas stand as they were: %s", exc, extra={"event": "quotas_not_read", "why": str(exc)}
+                    )
                 self._away = True
             else:
                 if self._away:
@@ -360,13 +367,9 @@ class Accounts:
         async for account in self._each(tenants):
             account.advance(period)
             for meter, share in account.warnings():
-                _log.warning(
-                    "tenant %s has used %d %% of its %s",
-                    account.tenant,
-                    round(share * 100),
-                    meter.quota.name,
-                    extra={"event": "quota_warning", "tenant": account.tenant, "quota": meter.quota.name},
-                )
+                percent, quota = round(share * 100), meter.quota.name
+                extra = {"event": "quota_warning", "tenant": account.tenant, "quota": quota, "percent": percent}
+                _log.warning("tenant %s has used %d %% of its %s", account.tenant, percent, quota, extra=extra)
 
     async def _each(self, tenants: Sequence[str]) -> AsyncIterator[Account]:
         """The accounts of tenants that still have one, with pauses for the loop."""

@@ -224,6 +224,10 @@ class Registry:
         """How many gateways announce themselves on this log, of all pools, this one included."""
         return max(1, len(self._gateways_heard_at))
 
+    def announcements_age(self, now: float) -> float | None:
+        """Since when this gateway has not read its own announcement back; None before the first one."""
+        return None if self._log_heard_at is None else now - self._log_heard_at
+
     def live_routers(self) -> Iterator[Router]:
         """The routers that take calls."""
         return (router for router in self._routers.values() if router.live)

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, model_validator
 
 from headrace.bus.settings import MEBIBYTE, KafkaSettings, PoolSettings, ReplyTrustSettings, TopicSettings
-from headrace.runtime.settings import Port, ProcessSettings, ReadableFile, Section
+from headrace.runtime.settings import Port, ProcessSettings, ReadableFile, Section, TraceSettings
 from headrace.runtime.tls import check_authority, check_certificate
 from headrace.store.settings import DatabaseSettings
 
@@ -246,6 +246,8 @@ class GatewaySection(Section):
 
     Large calls may wait their turn before that, while 64 MiB of others are on their way to the broker.
     """
+    rest_json_bytes: Annotated[int, Field(ge=1024, le=1 << 30)] = 8 * MEBIBYTE
+    """JSON of one REST call at most. Reading 8 MiB holds up all others for some 100 ms; binary tensors do not count."""
     pool_may_sleep: bool = False
     """True where an autoscaler wakes a pool without routers: calls are then queued instead of refused."""
 
@@ -259,6 +261,7 @@ class GatewaySettings(ProcessSettings):
     pool: PoolSettings = PoolSettings()
     database: DatabaseSettings = DatabaseSettings()
     reply_trust: ReplyTrustSettings
+    traces: TraceSettings = TraceSettings()
     gateway: GatewaySection
 
     @model_validator(mode="after")

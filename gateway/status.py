@@ -165,7 +165,7 @@ def unary_bytes(
         try:
             return await respond(await unpacked(request, most_bytes), context)
         except Exception as exc:  # noqa: BLE001  the boundary to the caller
-            await _ended(context, exc, method)
+            await ended(context, exc, method)
 
     if read is None:
         return grpc.unary_unary_rpc_method_handler(boundary)
@@ -174,7 +174,7 @@ def unary_bytes(
         try:
             return await respond(await read(context), context)
         except Exception as exc:  # noqa: BLE001  the boundary to the caller
-            await _ended(context, exc, method)
+            await ended(context, exc, method)
 
     return grpc.stream_unary_rpc_method_handler(reading)
 
@@ -195,7 +195,7 @@ def streamed(
                 async for response in responses:
                     yield response.SerializeToString()
         except Exception as exc:  # noqa: BLE001  the boundary to the caller
-            await _ended(context, exc, method)
+            await ended(context, exc, method)
 
     return grpc.stream_stream_rpc_method_handler(boundary)
 
@@ -220,7 +220,8 @@ def _parsed(request_class: type[Request], request: bytes) -> Request:
         raise RequestMalformed from None
 
 
-async def _ended(context: Context, exc: Exception, method: str) -> NoReturn:
+async def ended(context: Context, exc: Exception, method: str) -> NoReturn:
+    """End the call with what was raised; what nobody foresaw is logged, and told as that."""
     if isinstance(exc, grpc.aio.AbortError):
         raise exc
     await abort(context, exc if isinstance(exc, Refusal) else unforeseen(exc, method=method))

@@ -104,7 +104,7 @@ class StoredAccess:
 
     def _stay(self, why: str) -> None:
         if self._away != why:
-            _log.warning("tenants and keys stay as they were: %s", why, extra={"event": "database_away"})
+            _log.warning("tenants and keys stay as they were: %s", why, extra={"event": "database_away", "why": why})
         self._away = why
 
     async def _changes(self) -> _Read | None:
@@ -159,7 +159,7 @@ def _key(stored: StoredKey) -> Key | None:
     mistake = _mistake(stored)
     if mistake is not None:
         # Written by hand, or of a newer version. What held before may be more than it is to have now.
-        extra = {"event": "key_rejected", "key_id": stored.id}
+        extra = {"event": "key_rejected", "key_id": stored.id, "why": mistake}
         _log.error("key %s is not taken: %s", stored.id, mistake, extra=extra)
         return None
     return Key(
@@ -188,8 +188,9 @@ def _granted(stored: Iterable[StoredTenant]) -> Iterable[tuple[str, Tenant | Non
             yield each.name, read_tenant(each.name, each.grants)
         except PolicyError as exc:
             # Of a newer version, or written by hand. What held before may be more than it is to have now.
-            extra = {"event": "tenant_rejected", "tenant": each.name}
-            _log.error("tenant %s is granted nothing: %s", each.name, "; ".join(str(exc).splitlines()), extra=extra)
+            why = "; ".join(str(exc).splitlines())
+            extra = {"event": "tenant_rejected", "tenant": each.name, "why": why}
+            _log.error("tenant %s is granted nothing: %s", each.name, why, extra=extra)
             yield each.name, None
 
 

@@ -155,13 +155,9 @@ class Tokens:
                 self._take(document, await asyncio.to_thread(_usable, document, self._settings.algorithms))
         except Exception as exc:  # noqa: BLE001  whatever the issuer sends must end neither the task nor the gateway
             if not self._failing:
-                _log.warning(
-                    "no fresh keys of %s, the last ones stay: %s: %s",
-                    self._settings.issuer,
-                    type(exc).__name__,
-                    exc,
-                    extra={"event": "jwks_refresh_failed", "issuer": self._settings.issuer},
-                )
+                why = f"{type(exc).__name__}: {exc}"
+                extra = {"event": "jwks_refresh_failed", "issuer": self._settings.issuer, "why": why}
+                _log.warning("no fresh keys of %s, the last ones stay: %s", self._settings.issuer, why, extra=extra)
             self._failing = True
             return False
         if self._failing:

@@ -33,7 +33,8 @@ from headrace.bus.usage import UsageMeter
 from headrace.runtime import logs
 from headrace.runtime.admin_http import Readiness, admin_http
 from headrace.runtime.lifecycle import Background, Unstartable, serve_until, unless
-from headrace.runtime.telemetry import Telemetry
+from headrace.runtime.telemetry import LoopLag, Telemetry
+from headrace.runtime.trace_context import tracing
 from router.description import Description
 from router.gateways import Gateways
 from router.intake import COMMIT_SECONDS, Intake
@@ -41,6 +42,7 @@ from router.inventory import ADMIN_METHODS, LOAD, UNLOAD, Inventory
 from router.metrics import instruments
 from router.settings import RouterSettings
 from router.topics import RequestTopics
+from router.traces import RecordTraces
 from router.triton import Triton
 
 _TICK_SECONDS = 0.25
@@ -91,11 +93,17 @@ class Router:
         self._given_back = asyncio.Event()
         self._usage = UsageMeter(f"router/{self._pool}/{self.key.id}/{self.key.incarnation:016x}")
         self._models: dict[str, str] = {}
+        group = consumer_group(self._pool, "interactive")
+        self._tracing = tracing(settings.traces, service="headrace-router", instance=self.key.id)
+        traces = None
+        if self._tracing is not None:
+            traces = RecordTraces(self._tracing, group=group, triton=own.triton.address)
         self._intake = Intake(
             triton=self._triton,
             max_waiting_bytes=own.window.waiting_bytes,
             triton_lost=self._triton_lost.set,
             used=self._count,
+            traces=traces,
         )
         self._links = GrpcAnswerLinks(
             terms=LinkTerms(
@@ -117,7 +125,6 @@ class Router:
             links=self._links,
         )
         self._topics = Topics(settings.kafka, settings.topics, client_id=self._client_id)
-        group = consumer_group(self._pool, "interactive")
         self._request_topics = RequestTopics(self._topics, group=group, changed=self._serve)
         self._announcements = KafkaAnnouncements(settings.kafka, client_id=self._client_id)
         self._description = Description(
@@ -140,9 +147,22 @@ class Router:
     async def start(self, owned: AsyncExitStack, stop: asyncio.Event) -> None:
         """Enter the parts; leaving the stack takes them down in reverse. Returns early when told to stop."""
         enter = owned.enter_async_context
-        telemetry = Telemetry(*instruments(self._inventory, self._intake, self._links))
+        if self._tracing is not None:
+            await enter(self._tracing)
+        loop = asyncio.get_running_loop()
+        started, lag = loop.time(), LoopLag()
+        measured = instruments(
+            self._inventory,
+            self._intake,
+            self._links,
+            self.consumer,
+            pool=self._pool,
+            lag=lag,
+            announcements_age=lambda: min(self._gateways.announcements_age(loop.time()), loop.time() - started),
+        )
+        telemetry = Telemetry(*measured)
         admin = self._settings.router.admin
-        await enter(admin_http(admin.host, admin.port, readiness=self._readiness, metrics=telemetry.scrape))
+        await enter(admin_http(admin.host, admin.port, readiness=self._readiness, metrics=telemetry.parts))
         await enter(self._triton)
         if not await unless(stop, self._broker_ready()):
             return
@@ -153,7 +173,6 @@ class Router:
         await enter(self.consumer)
         self._intake.connect(self.consumer, self._links)
         await enter(self.background)
-        loop = asyncio.get_running_loop()
         spawn = self.background.spawn
         spawn("announcements", self._gateways.follow(self._announcements, loop.time, self._caught_up.set))
         spawn("beacon", self._beacon.keep())
@@ -164,6 +183,7 @@ class Router:
         spawn("restore", self._restore())
         spawn("usage", self._usage.keep(usage_log))
         spawn("clock", self._tick())
+        spawn("loop-lag", lag.keep())
 
     async def _broker_ready(self) -> None:
         try:
@@ -173,7 +193,7 @@ class Router:
 
     async def drain(self) -> None:
         """Take nothing new, give back what has not begun, finish and answer what runs."""
-        _log.info("leaving", extra={"event": "router_leaving", "running": self._intake.running})
+        _log.info("leaving", extra={"event": "router_leaving", "calls": self._intake.running})
         self._description.leaving = True
         self._describe()
         try:
@@ -194,7 +214,7 @@ class Router:
             async with asyncio.timeout(self._settings.router.drain_grace_seconds):
                 await self._intake.quiet()
         except TimeoutError:
-            _log.warning("calls were cut off", extra={"event": "calls_cut", "running": self._intake.running})
+            _log.warning("calls were cut off", extra={"event": "calls_cut", "calls": self._intake.running})
             await self._intake.cancel_running()
         try:
             async with asyncio.timeout(_FLUSH_SECONDS):
@@ -278,7 +298,8 @@ class Router:
         if method not in ADMIN_METHODS or seconds <= 0:
             return Failure.EXPIRED if seconds <= 0 else Failure.INTERNAL
         outcome = await self._triton.administer(method, request, seconds)
-        _log.info("%s", method, extra={"event": "administered", "method": method, "ok": isinstance(outcome, bytes)})
+        verdict = _verdict(outcome)
+        _log.info("%s: %s", method, verdict, extra={"event": "administered", "method": method, "verdict": verdict})
         if method in {LOAD, UNLOAD}:
             # The gateway's next look at the registry must see what this call did.
             await self._inventory.look()
@@ -340,7 +361,10 @@ class Router:
             message = service_pb2.RepositoryModelLoadRequest if loaded else service_pb2.RepositoryModelUnloadRequest
             seconds = self._settings.router.triton.call_seconds * 12
             outcome = await self._triton.administer(method, message(model_name=name).SerializeToString(), seconds)
-            _log.info("restored", extra={"event": "model_restored", "model": name, "ok": isinstance(outcome, bytes)})
+            verdict = _verdict(outcome)
+            extra = {"event": "model_restored", "model": name, "loaded": loaded, "verdict": verdict}
+            level = logging.INFO if verdict == "OK" else logging.WARNING
+            _log.log(level, "a Triton that started anew was asked for its pool's %s: %s", name, verdict, extra=extra)
         await self._inventory.look()
 
     def _describe(self) -> None:
@@ -356,3 +380,10 @@ class Router:
             if since_commit >= COMMIT_SECONDS:
                 since_commit = 0.0
                 self.consumer.commit(self._intake.committable())
+
+
+def _verdict(outcome: Outcome) -> str:
+    """`OK`, `TRITON` where it said no, or why it said nothing; the same words as in the gateway's lines."""
+    if isinstance(outcome, bytes):
+        return "OK"
+    return outcome.name if isinstance(outcome, Failure) else "TRITON"

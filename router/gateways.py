@@ -36,6 +36,10 @@ class Gateways:
         self.wanted: dict[str, bool] = {}
         """Models of this pool that were loaded (True) or unloaded (False) through Headrace."""
 
+    def announcements_age(self, now: float) -> float:
+        """Since when this router has not read its own announcement back."""
+        return now - self._log_heard_at
+
     async def follow(self, log: AnnouncementLog, clock: Callable[[], float], caught_up: Callable[[], None]) -> None:
         """Read announcements until cancelled."""
         async for said in log.read():

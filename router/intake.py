@@ -10,6 +10,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
+from itertools import chain
 from typing import Protocol
 
 from headrace.bus.envelope import EnvelopeError, read_envelope
@@ -25,10 +26,23 @@ from headrace.bus.protocols import (
     TopicPartition,
 )
 from headrace.bus.v1.envelope_pb2 import METHOD_MODEL_INFER, Envelope, Metadatum
+from headrace.runtime.telemetry import Bounded
 from router.cancellations import Cancellations
-from router.window import Lane, Waiting
+from router.traces import RecordTrace, RecordTraces
+from router.window import Lane, Times, Waiting
 
 COMMIT_SECONDS = 0.5
+OUTCOMES = (
+    "answered",
+    "expired",
+    "cancelled",
+    "gateway_gone",
+    "gateway_full",
+    "double",
+    "unreadable",
+    "method_unknown",
+    "cut_off",
+)
 _LARGEST_ROOM = 500
 _AMPLE_ROOM = 64
 """With so much room said, the log is not waiting for more: every batch says it anew anyway."""
@@ -59,6 +73,7 @@ class Intake:
         max_waiting_bytes: int,
         triton_lost: Callable[[], None] = lambda: None,
         used: Used = lambda *_: None,
+        traces: RecordTraces | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`triton_lost` is told that a call did not reach the model server; `release` is awaited from then on."""
@@ -66,6 +81,7 @@ class Intake:
         self._loop = asyncio.get_running_loop()  # asked once: on Python 3.11 each question is a system call
         self._triton = triton
         self._used = used
+        self._traces = traces
         self._clock = clock
         self._max_waiting_bytes = max_waiting_bytes
         self._lanes: dict[str, Lane] = {}
@@ -83,8 +99,12 @@ class Intake:
         self._room = _LARGEST_ROOM
         self._quiet = asyncio.Event()
         self._quiet.set()
-        self.ended: Counter[str] = Counter()
+        self.ended: Counter[str] = Counter(dict.fromkeys(OUTCOMES, 0))
         """How records ended: `answered`, or why they were skipped."""
+        self.rebalances: Counter[str] = Counter(assigned=0, revoked=0, lost=0)
+        """How often partitions came and went."""
+        self.times: Bounded[Times] = Bounded(Times)
+        """How long calls took, by topic."""
 
     def connect(self, consumer: RequestConsumer, links: AnswerLinks) -> None:
         """Say where records come from and where answers go, once, before anything else."""
@@ -101,6 +121,33 @@ class Intake:
     def waiting(self) -> int:
         """Records that are fetched and not begun."""
         return sum(lane.backlog for lane in self._lanes.values())
+
+    @property
+    def lanes(self) -> Mapping[str, Lane]:
+        """What this router serves, by topic."""
+        return self._lanes
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes of the requests that are fetched and not begun."""
+        return self._waiting_bytes
+
+    def partitions(self) -> Counter[str]:
+        """How many partitions of each topic are this router's."""
+        return Counter(place.topic for place in self._watermarks)
+
+    def oldest_waits(self) -> dict[str, float]:
+        """For how many seconds the oldest record of each topic has waited that may still begin; 0 where none waits.
+
+        Of those that are fetched: what is older in the log than in here is another partition's.
+        """
+        now = time.time()
+        oldest = dict.fromkeys(self._lanes, 0.0)
+        for each in chain(*(lane.waiting for lane in self._lanes.values()), *self._aside.values()):
+            published_at = each.record.timestamp_millis / 1000
+            if published_at and each.envelope.expire_time_unix_micros > now * 1e6:
+                oldest[each.lane.topic] = max(oldest.get(each.lane.topic, 0.0), now - published_at)
+        return oldest
 
     def assigned_partitions(self, topic: str) -> list[int]:
         """The partitions of a topic that are this router's."""
@@ -120,7 +167,7 @@ class Intake:
         self._say_room()
 
     def _open_lane(self, topic: str, window: int) -> None:
-        lane = self._lanes[topic] = Lane(topic, window)
+        lane = self._lanes[topic] = Lane(topic, window, self.times[topic])
         lane.held = self._held
 
     def _forget_lanes(self) -> None:
@@ -174,7 +221,14 @@ class Intake:
             try:
                 envelope = read_envelope(record.envelope)
             except EnvelopeError as exc:
-                _log.warning("a record was skipped: %s", exc, extra={"event": "record_unreadable"})
+                extra = {
+                    "event": "record_unreadable",
+                    "topic": record.place.topic,
+                    "partition": record.place.partition,
+                    "offset": record.offset,
+                    "why": str(exc),
+                }
+                _log.warning("a record was skipped: %s", exc, extra=extra)
                 self._end(record, "unreadable")
                 continue
             lane.waiting.append(Waiting(record, envelope, lane))
@@ -187,6 +241,7 @@ class Intake:
 
     def assigned(self, places: Collection[TopicPartition]) -> None:
         """See IntakeEvents.assigned."""
+        self.rebalances["assigned"] += 1
         for place in places:
             self._watermarks[place] = Watermark()
             if place.topic not in self._lanes:
@@ -194,17 +249,22 @@ class Intake:
 
     def revoked(self, places: Collection[TopicPartition]) -> Mapping[TopicPartition, int]:
         """See IntakeEvents.revoked: what has not begun is dropped here, and read by the next owner."""
+        self.rebalances["revoked"] += 1
         # Also what was given out to be committed before: whether that came to pass is not known.
         offsets = {
             place: offset
             for place in places
             if place in self._watermarks and (offset := self._watermarks[place].position) is not None
         }
-        self.lost(places)
+        self._drop(places)
         return offsets
 
     def lost(self, places: Collection[TopicPartition]) -> None:
         """See IntakeEvents.lost."""
+        self.rebalances["lost"] += 1
+        self._drop(places)
+
+    def _drop(self, places: Collection[TopicPartition]) -> None:
         gone = set(places)
         for lane in self._lanes.values():
             lane.waiting = self._kept(lane.waiting, gone)
@@ -299,16 +359,23 @@ class Intake:
 
     def _begin(self, lane: Lane, record: Record, envelope: Envelope, link: Link, seconds: float) -> None:
         lane.running += 1
+        if record.timestamp_millis:
+            lane.times.in_log.observe(max(0.0, time.time() - record.timestamp_millis / 1000))
         key = (envelope.call_id, envelope.attempt)
-        task = self._loop.create_task(self._run(lane, record.payload, envelope, link, seconds))
+        task = self._loop.create_task(self._run(lane, record, envelope, link, seconds))
         self._running[key] = (task, lane, link)
         self._quiet.clear()
 
-    async def _run(self, lane: Lane, payload: bytes, envelope: Envelope, link: Link, seconds: float) -> None:
+    async def _run(self, lane: Lane, record: Record, envelope: Envelope, link: Link, seconds: float) -> None:
         began = self._clock()
         least = 0.0
+        trace: RecordTrace | None = None
         try:
-            outcome: Outcome = await self._triton.infer(payload, envelope.metadata, seconds)
+            metadata: Sequence[Metadatum] = envelope.metadata
+            if self._traces is not None:
+                trace = self._traces.begin(record, envelope)
+                metadata = metadata if trace is None else trace.forwarded(metadata)
+            outcome: Outcome = await self._triton.infer(record.payload, metadata, seconds)
             if outcome is Failure.EXPIRED:
                 least = lane.usual_seconds
             elif isinstance(outcome, bytes):
@@ -322,9 +389,12 @@ class Intake:
             else:
                 least = lane.usual_seconds
             self.ended["cut_off" if self._cut_off else "cancelled"] += 1
+            if trace is not None:
+                trace.cancelled(Failure.ROUTER_LEFT.name if self._cut_off else "")
             raise
         except Exception:  # noqa: BLE001  the boundary of one call: the others go on
-            _log.exception("a call failed unforeseen", extra={"event": "call_failed_unforeseen"})
+            extra = {"event": "call_failed_unforeseen", "topic": lane.topic, "call_id": envelope.call_id.hex()}
+            _log.exception("a call failed in a way that nobody foresaw", extra=extra)
             outcome = Failure.INTERNAL
         finally:
             # Most models run on when nobody waits any more: hanging up, or a short deadline, makes nothing cheaper.
@@ -332,6 +402,8 @@ class Intake:
             self._free(lane, (envelope.call_id, envelope.attempt))
         link.send(envelope.call_id, envelope.attempt, outcome)
         self.ended["answered"] += 1
+        if trace is not None:
+            trace.answered(outcome)
 
     def _free(self, lane: Lane, key: tuple[bytes, int]) -> None:
         if self._running.pop(key, None) is None:
@@ -345,6 +417,8 @@ class Intake:
 
     def _skip(self, each: Waiting, why: str) -> None:
         self._waiting_bytes -= len(each.record.payload)
+        if self._traces is not None:
+            self._traces.skipped(each.record, each.envelope, why)
         self._end(each.record, why)
 
     def _end(self, record: Record, why: str) -> None:

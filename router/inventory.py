@@ -87,13 +87,14 @@ class Inventory:
             try:
                 await self._ask(fresh=not was_ready)
             except TritonAwayError as exc:
-                _log.debug("Triton did not answer: %s", exc, extra={"event": "triton_silent"})
+                _log.debug("Triton did not answer: %s", exc, extra={"event": "triton_silent", "why": str(exc)})
                 # Slow to tell is not away; but one that has just started is not ready before it has told.
                 self.ready = was_ready and await self._triton.ready()
             after = (self.ready, self.starts, self.server, self._fingerprint(), self.statistics)
             if before[0] != after[0]:
                 word = "ready" if self.ready else "away or not ready"
-                _log.info("Triton at %s is %s", self._triton.address, word, extra={"event": "triton_state"})
+                extra = {"event": "triton_state", "address": self._triton.address, "ready": self.ready}
+                _log.info("Triton at %s is %s", self._triton.address, word, extra=extra)
             if before != after:
                 self._changed()
 
@@ -123,7 +124,7 @@ class Inventory:
         try:
             response = await self._triton.statistics()
         except TritonAwayError as exc:
-            _log.debug("Triton did not count: %s", exc, extra={"event": "triton_silent"})
+            _log.debug("Triton did not count: %s", exc, extra={"event": "triton_silent", "why": str(exc)})
             return
         statistics: dict[str, list[bytes]] = {}
         for each in response.model_stats:
@@ -185,7 +186,8 @@ class Inventory:
         except UnnameableModelError as exc:
             if model not in self._unnameable:
                 self._unnameable.add(model)
-                _log.error("a model can't be offered: %s", exc, extra={"event": "model_unnameable"})
+                extra = {"event": "model_unnameable", "model": model, "why": str(exc)}
+                _log.error("a model can't be offered: %s", exc, extra=extra)
             return None
 
 

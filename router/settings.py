@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Self
 from pydantic import Field, model_validator
 
 from headrace.bus.settings import MEBIBYTE, KafkaSettings, PoolSettings, ReplyTrustSettings, TopicSettings
-from headrace.runtime.settings import Port, ProcessSettings, Section
+from headrace.runtime.settings import Port, ProcessSettings, Section, TraceSettings
 
 
 class TritonSettings(Section):
@@ -84,4 +84,5 @@ class RouterSettings(ProcessSettings):
     topics: TopicSettings = TopicSettings()
     pool: PoolSettings = PoolSettings()
     reply_trust: ReplyTrustSettings
+    traces: TraceSettings = TraceSettings()
     router: RouterSection = RouterSection()

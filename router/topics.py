@@ -74,20 +74,23 @@ class RequestTopics:
 
     async def _ask(self) -> None:
         lacking = self._asked = self._lacking()
-        trouble, event = "", ""
+        trouble, refused = "", False
         known = dict(self.counts)
         try:
             try:
                 if needed := sorted(topic for topic, needed in lacking if needed):
                     await self._topics.ensure_requests(needed, self._group)
             except (TopicMissingError, TopicRefusedError) as exc:
-                trouble, event = str(exc), "topics_missing"  # these are lacking, and the others are there
+                trouble, refused = str(exc), True  # these are lacking, and the others are there
             asked = [topic for topic, _ in lacking]
             self.counts |= dict.fromkeys(asked, 0) | await self._topics.partition_counts(asked)
         except LogUnavailableError as exc:
-            trouble, event = str(exc), "topics_failed"
+            trouble, refused = str(exc), False
         if trouble and trouble != self._trouble:
-            _log.error("topics are lacking: %s", trouble, extra={"event": event})
+            if refused:
+                _log.error("topics are lacking: %s", trouble, extra={"event": "topics_missing", "why": trouble})
+            else:
+                _log.error("topics can't be asked for: %s", trouble, extra={"event": "topics_failed", "why": trouble})
         self._trouble = trouble
         if self.counts != known:
             self._changed()

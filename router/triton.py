@@ -142,7 +142,7 @@ class Triton:
             return Failure.ANSWER_TOO_LARGE
         ready = self._channel.get_state() is grpc.ChannelConnectivity.READY
         if not ready or connection != self._connection or text.startswith(_MADE_HERE):
-            _log.warning("a call was lost on its way to Triton: %s", text, extra={"event": "triton_lost"})
+            _log.warning("a call was lost on its way to Triton: %s", text, extra={"event": "triton_lost", "why": text})
             return Failure.TRITON_LOST
         trailing = [
             Metadatum(key=key, value=value if isinstance(value, bytes) else value.encode())

@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 
 from headrace.bus.protocols import Record
 from headrace.bus.v1.envelope_pb2 import Envelope
+from headrace.runtime.telemetry import Histogram
 from router.settings import WindowSettings
 
 ModelConfig: TypeAlias = Any  # tritonclient's messages are untyped
@@ -34,10 +35,23 @@ class Waiting:
     lane: "Lane"
 
 
+class Times:
+    """How long calls of one model took."""
+
+    __slots__ = ("in_log", "in_triton")
+
+    def __init__(self) -> None:
+        self.in_log = Histogram()
+        """From when they were published to when they began."""
+        self.in_triton = Histogram()
+        """Those that were answered."""
+
+
 class Lane:
     """One model's slots and its queue. What waits is bounded by one window beside the free slots."""
 
-    def __init__(self, topic: str, window: int) -> None:
+    def __init__(self, topic: str, window: int, times: Times | None = None) -> None:
+        self.times = Times() if times is None else times
         self.topic = topic
         self.window = window
         self.running = 0
@@ -52,6 +66,7 @@ class Lane:
 
     def took(self, seconds: float) -> None:
         """A call was answered after so long at the model server."""
+        self.times.in_triton.observe(seconds)
         self.usual_seconds += (seconds - self.usual_seconds) * (_LATEST_SHARE if self.usual_seconds else 1.0)
 
     @property

@@ -31,6 +31,7 @@ import asyncio
 import logging
 import random
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -184,6 +185,8 @@ class Leases:
         self._sweep_at = 0.0
         self._wake = asyncio.Event()
         self._waiting: list[asyncio.Future[None]] = []  # for a tick that asks for what they want
+        self.requests: Counter[str] = Counter(answered=0, failed=0)
+        """Requests to Redis by what became of them."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -204,6 +207,16 @@ class Leases:
     def away(self) -> bool:
         """Whether Redis counts as away: the mode holds."""
         return self._breaker.open
+
+    @property
+    def shared(self) -> bool:
+        """Whether all gateways count together now: Redis has answered, and is not away since."""
+        return self.requests["answered"] > 0 and not self._breaker.open
+
+    @property
+    def kept(self) -> int:
+        """Buckets in use; see MAX_BUCKETS."""
+        return len(self._kept)
 
     def rate(self, name: str, rate_per_second: float, burst: float) -> LeasedRate:
         """The rate limit of that name; one that is known is limited otherwise from now on. No I/O."""
@@ -234,15 +247,20 @@ class Leases:
                 await told
 
     async def keep(self) -> None:
-        """Settle and lease, for as long as it is not cancelled. A Redis that is away is no reason to fail."""
+        """Settle and lease, for as long as it is not cancelled. A Redis that is away is no reason to fail.
+
+        Redis is asked for an answer at once, so that one that is not there is told before it is needed.
+        """
         this = asyncio.current_task()
         assert this is not None  # noqa: S101  a coroutine runs in a task
+        asked = False
         while True:
-            if not self._active and not self._breaker.open:
+            if asked and not self._active and not self._breaker.open:
                 self._wake.clear()
                 await self._wake.wait()
             if self._breaker.due(self._clock()):
-                await self._tick()
+                await self._tick(anyway=not asked)
+                asked = True
                 # redis-py waits with `wait_for`, which in Python 3.11 loses a cancellation that comes with the answer.
                 if this.cancelling():
                     raise asyncio.CancelledError
@@ -262,12 +280,12 @@ class Leases:
             self._wake.set()
         return self._breaker.open
 
-    async def _tick(self) -> None:
+    async def _tick(self, *, anyway: bool) -> None:
         now = self._clock()
         waiting, self._waiting = self._waiting, []
         asked = [(key, balance, ask) for key, balance in self._active.items() if (ask := balance.ask(now))]
         try:
-            if asked or self._breaker.open:
+            if asked or anyway or self._breaker.open:
                 await self._exchange(asked, now)
         finally:
             for told in waiting:
@@ -292,12 +310,14 @@ class Leases:
             async with asyncio.timeout(self._answer_seconds):
                 answers = await self._evaluate(asked)
         except (RedisError, OSError, TimeoutError) as exc:
+            self.requests["failed"] += 1
             await self._lost(exc)
         finally:  # cancelled as well: leaving hands back what is known to be held
             if answers is None:
                 for _, balance, _ in asked:
                     balance.unanswered()
         if answers is not None:
+            self.requests["answered"] += 1
             now = self._clock()
             for (_, balance, _), (first, second) in zip(asked, answers, strict=True):
                 balance.answered(asked_at, now, first, second)
@@ -306,11 +326,9 @@ class Leases:
 
     async def _lost(self, exc: Exception) -> None:
         if self._breaker.failed(self._clock()):
-            log.warning(
-                "limits are not shared: %s",
-                str(exc) or f"no answer within {self._answer_seconds:g} s",
-                extra={"event": "limits_not_shared", "mode": self._mode},
-            )
+            why = str(exc) or f"no answer within {self._answer_seconds:g} s"
+            extra = {"event": "limits_not_shared", "mode": self._mode, "why": why}
+            log.warning("limits are not shared: %s", why, extra=extra)
         await self._disconnect()  # an answer that comes late must not be taken for the next one's
 
     async def _evaluate(self, asked: list[Asked]) -> list[tuple[float, float]]:

@@ -208,6 +208,8 @@ def _for_models(read: Mapping[str, _Limits]) -> tuple[ForModels, ...]:
 def _text(error: Mapping[str, Any]) -> str:  # Any: pydantic types its error details so
     if error["type"] == "extra_forbidden":
         return "no such field"
+    if error["type"] == "model_type":  # whose own words name a class
+        return "expected fields, a line each, as `name: value`"
     return str(error["msg"]).removeprefix("Value error, ")
 
 

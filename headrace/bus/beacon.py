@@ -95,7 +95,8 @@ class Beacon:
                         await self._log.announce(key, announcement)
                     except RecordTooLargeError as exc:
                         # As if said: it would be refused each time.
-                        _log.error("%s is not announced: %s", key, exc, extra={"event": "announcement_too_large"})
+                        extra = {"event": "announcement_too_large", "announcement": key, "why": str(exc)}
+                        _log.error("%s is not announced: %s", key, exc, extra=extra)
                     self._said[key] = announcement
                     if self._wanted.get(key) == announcement:
                         self._wanted.pop(key, None)
@@ -115,5 +116,6 @@ class Beacon:
             self._reachable = True
         except LogUnavailableError as exc:
             if self._reachable:
-                _log.warning("the log does not take announcements: %s", exc, extra={"event": "announcing_failed"})
+                extra = {"event": "announcing_failed", "why": str(exc)}
+                _log.warning("the log does not take announcements: %s", exc, extra=extra)
             self._reachable = False

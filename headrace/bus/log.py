@@ -8,6 +8,7 @@ suite.
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future as ThreadFuture
 from contextlib import suppress
@@ -55,6 +56,7 @@ _SHARE_BYTES = 16 << 20  # of one partition, which may not be moving
 _SMALL_BYTES = 64 << 10  # a call so small waits for no large one, unless it is of the same partition
 _CALLBACK_SECONDS = 5.0  # how long the loop may take to let go of partitions
 _COMMIT_SECONDS = 5.0
+_LAG_SECONDS = 5.0  # how old the lag may be
 _WAKE_SECONDS = 0.5  # how long a resume may hold up the thread while the broker does not answer
 
 
@@ -87,8 +89,8 @@ def _heard(error: KafkaError) -> None:
     """What a client says of the cluster as a whole, beside what single records and partitions report."""
     # Every single attempt to reach an absent broker is an error too; that all are away is said once.
     if error.code() != KafkaError._TRANSPORT:  # noqa: SLF001  librdkafka's local codes are spelled so
-        level = logging.ERROR if error.fatal() else logging.WARNING
-        _log.log(level, "the broker: %s", error.str(), extra={"event": "broker_trouble", "code": error.name()})
+        extra = {"event": "broker_trouble", "code": error.name(), "why": error.str()}
+        _log.log(logging.ERROR if error.fatal() else logging.WARNING, "the broker: %s", error.str(), extra=extra)
 
 
 class _Unsent(NamedTuple):
@@ -246,6 +248,9 @@ class KafkaConsumer:
         self._room = (0, 0)  # (room, received when it was said): replaced whole, so the thread sees both or neither
         self._room_said = threading.Event()
         self._stopping = False
+        self._starts: dict[TopicPartition, int] = {}  # where reading began, counted by the thread
+        self._lag: dict[TopicPartition, int] = {}  # replaced whole, by the thread
+        self._lag_due = 0.0
         self._config = _client_config(kafka, client_id) | {
             "group.id": group,
             "auto.offset.reset": "earliest",
@@ -284,6 +289,11 @@ class KafkaConsumer:
     async def failed(self) -> None:
         """Raise when the consumer can't go on; whoever waits may stop waiting."""
         await asyncio.shield(self._done)
+
+    @property
+    def lag(self) -> Mapping[TopicPartition, int]:
+        """See RequestConsumer.lag."""
+        return self._lag
 
     def subscribe(self, topics: Collection[str]) -> None:
         """See RequestConsumer.subscribe."""
@@ -336,6 +346,7 @@ class KafkaConsumer:
             while not self._stopping:
                 said, received = self._room  # before the commands: what was paused ahead of it is obeyed ahead of it
                 self._obey()
+                self._measure()
                 self._fetch(said, received)
             self._consumer.close()
         except Exception as exc:  # noqa: BLE001  the thread's boundary: the owner of `failed` ends the process
@@ -357,7 +368,39 @@ class KafkaConsumer:
             try:
                 change()
             except KafkaException as exc:
-                _log.warning("the broker refused a command: %s", exc.args[0], extra={"event": "log_command_failed"})
+                extra = {"event": "log_command_failed", "why": str(exc.args[0])}
+                _log.warning("the broker refused a command: %s", exc.args[0], extra=extra)
+
+    def _measure(self) -> None:
+        """See how far the log goes on, once in a while."""
+        now = time.monotonic()
+        if now < self._lag_due:
+            return
+        self._lag_due = now + _LAG_SECONDS
+        ours = list(self._assigned)
+        self._starts = {place: self._starts[place] for place in ours if place in self._starts}
+        ends = self._ends(ours)
+        lag = {}
+        for place in self._consumer.position([RdPartition(*place) for place in ends]):
+            key = TopicPartition(place.topic, place.partition)
+            read_to = self._starts.get(key, OFFSET_INVALID) if place.offset < 0 else place.offset
+            if min(read_to, ends[key]) >= 0:
+                lag[key] = max(0, ends[key] - read_to)
+        self._lag = lag
+
+    def _ends(self, places: list[TopicPartition]) -> dict[TopicPartition, int]:
+        """Where partitions end: the client learns it with each fetch; where nothing is fetched, it is asked for."""
+        ends = {}
+        for place in places:
+            with suppress(KafkaException):  # the client has heard nothing of it yet
+                ends[place] = self._consumer.get_watermark_offsets(RdPartition(*place), cached=True)[1]
+        paused = [RdPartition(*place, OFFSET_END) for place in places if place.topic in self._paused]
+        if paused:
+            with suppress(KafkaException):  # the broker is away: what was learnt last stands
+                for end in self._consumer.offsets_for_times(paused, timeout=_WAKE_SECONDS):
+                    if end.error is None and end.offset >= 0:
+                        ends[TopicPartition(end.topic, end.partition)] = end.offset
+        return ends
 
     def _places(self, topic: str) -> list[RdPartition]:
         # Changed only while this thread waits for the loop, in a rebalance.
@@ -402,7 +445,8 @@ class KafkaConsumer:
                 self._consumer.commit(offsets=offsets, asynchronous=True)
         except KafkaException as exc:
             # Nothing is lost: the records are read again, and skipped where their callers are gone.
-            _log.warning("offsets were not committed: %s", exc.args[0], extra={"event": "commit_failed"})
+            extra = {"event": "commit_failed", "why": str(exc.args[0])}
+            _log.warning("offsets were not committed: %s", exc.args[0], extra=extra)
 
     def _assign(self, consumer: Consumer, places: list[RdPartition]) -> None:
         consumer.incremental_assign(places)
@@ -426,6 +470,8 @@ class KafkaConsumer:
         ]
         if starts:
             self._commit(starts, wait=True)
+        for place in [*(each for each in committed if each.offset >= 0), *starts]:
+            self._starts[TopicPartition(place.topic, place.partition)] = place.offset
 
     def _revoke(self, consumer: Consumer, places: list[RdPartition]) -> None:
         self._let_go(places)
@@ -475,7 +521,13 @@ def _record(message: Message) -> Record | None:
     error = message.error()
     if error is not None:
         # A partition's trouble (its leader moves, its topic is gone) passes or ends in a rebalance.
-        _log.warning("a partition could not be read: %s", error.name(), extra={"event": "fetch_failed"})
+        extra = {
+            "event": "fetch_failed",
+            "topic": message.topic(),
+            "partition": message.partition(),
+            "code": error.name(),
+        }
+        _log.warning("a partition could not be read: %s", error.name(), extra=extra)
         return None
     headers = cast("list[tuple[str, bytes | None]]", message.headers() or [])
     envelope = next((value for name, value in headers if name == ENVELOPE_HEADER), None)
@@ -485,4 +537,5 @@ def _record(message: Message) -> Record | None:
         message.key() or b"",
         envelope or b"",
         message.value() or b"",
+        max(0, message.timestamp()[1]),  # -1 where there is none
     )

@@ -5,7 +5,7 @@ methods are called on the event loop's thread and all callbacks come there.
 """
 
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from typing import NamedTuple, Protocol
 
@@ -31,6 +31,8 @@ class Record:
     call_id: bytes
     envelope: bytes
     payload: bytes
+    timestamp_millis: int = field(default=0, compare=False)
+    """When it was published, in ms since the Unix epoch, by its gateway's clock or the broker's; 0 where unknown."""
 
 
 class LogError(Exception):
@@ -95,6 +97,14 @@ class IntakeEvents(Protocol):
 
 class RequestConsumer(Protocol):
     """The router's end of the request log: one member of the pool's consumer group."""
+
+    @property
+    def lag(self) -> Mapping[TopicPartition, int]:
+        """How many records follow the last one handed over, of each partition of which that is known.
+
+        As of some seconds ago.
+        """
+        ...
 
     def subscribe(self, topics: Collection[str]) -> None:
         """Take part in these topics from now on, instead of the ones before. Partitions arrive by `assigned`."""

@@ -88,7 +88,9 @@ class UsageMeter:
                 await self.flush(log)
             except LogError as exc:
                 if self._reachable:
-                    _log.warning("usage is not published yet: %s", exc, extra={"event": "usage_not_published"})
+                    _log.warning(
+                        "usage is not published yet: %s", exc, extra={"event": "usage_not_published", "why": str(exc)}
+                    )
                 self._reachable = False
             else:
                 if not self._reachable:

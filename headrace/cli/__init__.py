@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from headrace.cli import calls, database, keys, machine, policy, processes, tenants, up, usage
+from headrace.cli import calls, database, keyfiles, keys, machine, policy, processes, tenants, top, up, usage
 
 app = typer.Typer(
     name="headrace",
@@ -22,8 +22,10 @@ up.register(app)
 calls.register(app)
 processes.register(app)
 machine.register(app)
+top.register(app)
 usage.register(app)
 app.add_typer(tenants.app, name="tenants")
+keyfiles.register(keys.app)
 app.add_typer(keys.app, name="keys")
 app.add_typer(database.app, name="database")
 app.add_typer(policy.policy, name="policy")

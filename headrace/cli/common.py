@@ -1,5 +1,6 @@
 """What several commands share: the state folder's option, names that are text, and how a command fails."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, NoReturn, TypeVar
 
@@ -36,6 +37,16 @@ def readable(given: _Given) -> _Given:
     except UnicodeEncodeError:
         fail("a name is no text in UTF-8", code=USAGE)
     return given
+
+
+def read_text(file: Path) -> str:
+    """What is in a file, or comes from stdin where it is `-`. Ends the command where that can't be read."""
+    try:
+        return sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
+    except OSError as exc:
+        fail(f"{file}: {exc.strerror}", code=USAGE)
+    except UnicodeDecodeError as exc:
+        fail(f"{file}: no text: {exc.reason}", code=USAGE)
 
 
 def resolved(state_dir: Path | None) -> Path:

@@ -62,8 +62,10 @@ def limit_rows(tenant: "Tenant") -> list[tuple[str, str, str]]:
         for field in fields(Limits)
         if (value := getattr(held, field.name)) is not None
     ]
-    return rows + [
+    quotas = [
         ("the tenant", field.name, plain(value))
         for field in fields(Quotas)
         if field.name != "warn_at" and (value := getattr(tenant.quotas, field.name)) is not None
     ]
+    shares = " ".join(map(plain, tenant.quotas.warn_at)) or "never"
+    return [*rows, *quotas, *([("the tenant", "warn_at", shares)] if quotas else [])]

@@ -1,4 +1,4 @@
-"""`headrace keys`: API keys in the database, and for the gateway's key file."""
+"""`headrace keys`: API keys in the database."""
 
 import json
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from headrace.cli import moments
+from headrace.cli.beside import beside, see_use, warn
 from headrace.cli.common import USAGE, AsJson, StateDir, fail, readable
 from headrace.cli.stores import Database, opened
 from headrace.cli.table import table
@@ -26,7 +27,7 @@ Id = Annotated[
     typer.Argument(metavar="ID", help="The key's public name: what stands between `hr_` and `_`.", callback=readable),
 ]
 NewId = Annotated[str | None, typer.Option("--id", help="The key's public name. [default: random]", show_default=False)]
-Admin = Annotated[bool, typer.Option("--admin", help="May load and unload models.")]
+Admin = Annotated[bool, typer.Option("--admin", help="May load and unload models, where its tenant may.")]
 Observer = Annotated[bool, typer.Option("--observer", help="May ask what there is, and run nothing.")]
 Days = Annotated[
     float | None,
@@ -50,11 +51,16 @@ def _create(
     admin: Admin = False,
     observer: Observer = False,
     days: Days = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also for a tenant that is neither in the database nor in the policy file.")
+    ] = False,
     database: Database = None,
     state_dir: StateDir = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a key in the database and print it: it is not shown again.
+
+    A tenant that is only in a policy file elsewhere can't be told from a typing mistake: `--force` makes its keys.
 
     For example:
 
@@ -66,15 +72,23 @@ def _create(
     from headrace.store.tenants import tenant as known_tenant  # noqa: PLC0415
 
     now = moments.now()
-    roles, expires = _roles(admin=admin, observer=observer), _expiry(days, now)
-    made = _made(tenant, key_id, roles, expires)
+    roles, expires = roles_of(admin=admin, observer=observer), expiry(days, now)
+    made = made_key(tenant, key_id, roles, expires)
     detail = {"roles": roles or ["user"], "expires": _iso(expires)}
+    written = beside(database, state_dir)
     with opened(database, state_dir) as store, store.transaction() as connection:
+        stored = known_tenant(connection, tenant)
+        if stored is None and written.tenant(tenant) is None and not force:
+            if written.trouble:
+                warn(written.trouble)
+            fail(
+                f"neither the database nor {written.name} has a tenant {tenant}: "
+                f"`headrace tenants create {tenant}` makes it, and --force the key without it",
+                code=USAGE,
+            )
         _add(connection, made, tenant, roles, expires, now=now)
         record(connection, "keys create", by=this_actor(), tenant=tenant, key=made.id, detail=detail, now=now)
-        known = known_tenant(connection, tenant) is not None
-    if not known:
-        typer.echo(f"headrace: the database has no tenant {tenant}: the key works where a policy file has it", err=True)
+    see_use(written.tenant(tenant), stored, roles)
     _tell(made, tenant, as_json=as_json)
 
 
@@ -186,16 +200,18 @@ def _rotate(
     from headrace.store.acts import record, this_actor  # noqa: PLC0415  slow to import
     from headrace.store.keys import set_key_expiry  # noqa: PLC0415
     from headrace.store.revisions import hold_changes  # noqa: PLC0415
+    from headrace.store.tenants import tenant as known_tenant  # noqa: PLC0415
 
     now = moments.now()
-    expires, ends = _expiry(days, now), moments.later("--hours", now, hours=hours)
+    expires, ends = expiry(days, now), moments.later("--hours", now, hours=hours)
     with opened(database, state_dir) as store, store.transaction() as connection:
         hold_changes(connection)
         old = _known(connection, key_id)
         state = _standing(old)
         if state in {"disabled", "expired"}:
             fail(f"key {key_id} is {state}: `headrace keys create {old.tenant}` makes a new one", code=USAGE)
-        made = _made(old.tenant, new_id, old.roles, expires)
+        made = made_key(old.tenant, new_id, old.roles, expires)
+        stored = known_tenant(connection, old.tenant)
         _add(connection, made, old.tenant, old.roles, expires, now=now)
         if old.expires is None or ends < old.expires:
             set_key_expiry(connection, key_id, ends, now=now)
@@ -205,21 +221,29 @@ def _rotate(
         record(connection, "keys rotate", by=this_actor(), tenant=old.tenant, key=key_id, detail=detail, now=now)
     typer.echo(f"{key_id} is taken until {ends:%Y-%m-%d %H:%M} UTC", err=True)
     if old.expires is not None and expires is None:
-        typer.echo(f"headrace: {key_id} had an end, {made.id} has none: --days gives one", err=True)
+        warn(f"{key_id} had an end, {made.id} has none: --days gives one")
+    see_use(beside(database, state_dir).tenant(old.tenant), stored, old.roles)
     _tell(made, old.tenant, as_json=as_json)
 
 
 def _switch(key_id: str, database: str | None, state_dir: Path | None, *, disabled: bool) -> None:
     from headrace.store.acts import record, this_actor  # noqa: PLC0415  slow to import
     from headrace.store.keys import set_key_disabled  # noqa: PLC0415
+    from headrace.store.revisions import hold_changes  # noqa: PLC0415
 
     now = moments.now()
     act = "keys disable" if disabled else "keys enable"
     with opened(database, state_dir) as store, store.transaction() as connection:
-        tenant = _known(connection, key_id).tenant
-        set_key_disabled(connection, key_id, disabled, now=now)
-        record(connection, act, by=this_actor(), tenant=tenant, key=key_id, now=now)
-    typer.echo(f"key {key_id} is {'disabled' if disabled else 'enabled'}")
+        hold_changes(connection)
+        known = _known(connection, key_id)
+        if known.disabled != disabled:
+            set_key_disabled(connection, key_id, disabled, now=now)
+            record(connection, act, by=this_actor(), tenant=known.tenant, key=key_id, now=now)
+    already = " already" if known.disabled == disabled else ""
+    typer.echo(f"key {key_id} is {'disabled' if disabled else 'enabled'}{already}")
+    if not disabled and known.expires is not None and known.expires <= now:
+        ended = f"key {key_id} expired at {_minute(known.expires)} UTC"
+        warn(f"{ended}, and is refused: `headrace keys create {known.tenant}` makes a new one")
 
 
 def _known(connection: "Connection", key_id: str) -> "StoredKey":
@@ -257,18 +281,23 @@ def _add(
         fail(f"there is a key {made.id}: choose another --id", code=USAGE)
 
 
-def _made(tenant: str, key_id: str | None, roles: Sequence[str], expires: datetime | None) -> NewKey:
+def made_key(tenant: str, key_id: str | None, roles: Sequence[str], expires: datetime | None) -> NewKey:
+    """A new key. Ends the command where there can be none like this."""
     try:
         return new_key(tenant=tenant, key_id=key_id, roles=roles, expires=expires)
     except KeyRequestError as exc:
         fail(str(exc), code=USAGE)
 
 
-def _roles(*, admin: bool, observer: bool) -> list[str]:
+def roles_of(*, admin: bool, observer: bool) -> list[str]:
+    """The roles that are asked for. Ends the command where one of them takes the other's point away."""
+    if admin and observer:
+        fail("--admin may do everything and --observer run nothing: choose one", code=USAGE)
     return [role for role, wanted in (("admin", admin), ("observer", observer)) if wanted]
 
 
-def _expiry(days: float | None, now: datetime) -> datetime | None:
+def expiry(days: float | None, now: datetime) -> datetime | None:
+    """When a key expires that is valid for so long; None is never."""
     return None if days is None else moments.later("--days", now, days=days)
 
 
@@ -310,30 +339,3 @@ def _as_json(key: "StoredKey") -> dict[str, object]:  # Any: its module is slow 
         "state": _standing(key),
         **{name: _iso(getattr(key, name)) for name in named},
     }
-
-
-@app.command(name="new")
-def _new(
-    *,
-    tenant: Annotated[str, typer.Option(help="Whose key it is.")],
-    key_id: NewId = None,
-    admin: Admin = False,
-    observer: Observer = False,
-    days: Days = None,
-) -> None:
-    """Make a key for a key file: printed once, kept nowhere. The gateway gets only its hash.
-
-    The key goes to stderr and the entry to stdout, so that the entry can be appended to the key file.
-
-    For example:
-
-        headrace keys new --tenant billing
-
-        headrace keys new --tenant platform --id ops-1 --admin >>keys.toml
-
-        headrace keys new --tenant guest --days 7 >>keys.toml
-    """
-    made = _made(tenant, key_id, _roles(admin=admin, observer=observer), _expiry(days, moments.now()))
-    typer.echo(f"The key, shown only now: {made.key}", err=True)
-    typer.echo("The entry for the key file, which HEADRACE_GATEWAY__IDENTITY__KEY_FILE names:", err=True)
-    typer.echo(made.entry, nl=False)

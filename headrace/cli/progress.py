@@ -1,16 +1,19 @@
 """How `headrace up` says what happens: lines for people, or one JSON object a line for programs."""
 
 import json
+import shlex
 import sys
 import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from headrace.local.examples import examples
+from headrace.local.paths import default_state_dir
 from headrace.local.supervisor import Standing, State
 
 if TYPE_CHECKING:
     from headrace.local.stack import Ready
+    from headrace.local.state import Description
 
 _NAME_WIDTH = 12
 
@@ -62,6 +65,7 @@ class TextLines:
         url = where.grpc[0]
         rows = {
             "gRPC": ", ".join(where.grpc),
+            "REST": f"http://{where.http}/v2",
             "health, metrics": ", ".join(f"http://{address}" for address in where.admin),
             "Kafka": where.kafka,
             "Triton": ", ".join(triton["grpc"] for triton in where.triton),
@@ -74,11 +78,9 @@ class TextLines:
         lines += [f"  {name:<16} {text}" for name, text in rows.items()]
         for example in examples(url, ready.key):
             lines += ["", f"# {example.title}", example.command]
-        lines += [
-            "",
-            "Ctrl-C stops everything. From another shell: headrace status, headrace models, headrace infer",
-            "",
-        ]
+        chosen = _chosen(ready.description)
+        others = ", ".join(f"headrace {each}{chosen}" for each in ("status", "top", "models", "infer"))
+        lines += ["", f"Ctrl-C stops everything. From another shell: {others}", ""]
         _write("\n".join(lines) + "\n")
 
     def stopping(self, *, hurried: bool) -> None:
@@ -123,6 +125,12 @@ class JsonLines:
     def stopping(self, *, hurried: bool) -> None:
         """Event `stopping`."""
         _object("stopping", hurried=hurried)
+
+
+def _chosen(description: "Description") -> str:
+    """The option that names the state folder, where it is not the one that commands take anyway."""
+    folder = description.state_dir
+    return "" if folder == str(default_state_dir().absolute()) else f" --state-dir {shlex.quote(folder)}"
 
 
 def _object(event: str, **facts: object) -> None:

@@ -1,7 +1,6 @@
 """`headrace tenants`: the tenants of the database, and what each is granted."""
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from headrace.cli import moments
-from headrace.cli.common import FAILED, USAGE, AsJson, StateDir, fail, readable
+from headrace.cli.beside import see_nothing_written
+from headrace.cli.common import FAILED, USAGE, AsJson, StateDir, fail, read_text, readable
 from headrace.cli.grants import granted, limit_rows, see_claims
 from headrace.cli.stores import Database, opened
 from headrace.cli.table import table
@@ -27,7 +27,8 @@ Name = Annotated[str, typer.Argument(metavar="TENANT", help="The tenant's name."
 def _group() -> None:
     """The tenants of the database, and what each is granted.
 
-    Gateways take a change within a second. Of a tenant that is in the policy file too, the file's word counts.
+    Gateways take a change within a second. Of a tenant that is in the policy file too, the file's word counts: it is
+    changed there, and not here.
     """
 
 
@@ -49,6 +50,7 @@ def _create(*, name: Name, terms: Terms, database: Database = None, state_dir: S
     from headrace.store.acts import record, this_actor  # noqa: PLC0415  slow to import
     from headrace.store.tenants import AlreadyExistsError, all_tenants, create_tenant  # noqa: PLC0415
 
+    see_nothing_written(name, database, state_dir)
     grants = terms.over({"models": ["*"]} if terms.file is None else _read(terms.file))
     made = granted(name, grants, told=terms.told)
     now = moments.now()
@@ -81,6 +83,7 @@ def _change(*, name: Name, terms: Terms, database: Database = None, state_dir: S
 
     if not terms.stated and terms.file is None:
         fail("nothing to change: name it by options, or give --file", code=USAGE)
+    see_nothing_written(name, database, state_dir)
     base = None if terms.file is None else _read(terms.file)
     now = moments.now()
     with opened(database, state_dir) as store, store.transaction() as connection:
@@ -149,6 +152,7 @@ def _show(name: Name, database: Database = None, state_dir: StateDir = None, as_
         ("state", "", "disabled" if known.disabled else "active"),
         ("models", "", " ".join(read.models)),
         ("allowed", "", " ".join(sorted(read.allow))),
+        ("priority", "", read.priority),
         ("keys", "", " ".join(keys) or "none"),
         *limit_rows(read),
     ]
@@ -179,17 +183,22 @@ def _enable(name: Name, database: Database = None, state_dir: StateDir = None) -
 
 def _switch(name: str, database: str | None, state_dir: Path | None, *, disabled: bool) -> None:
     from headrace.store.acts import record, this_actor  # noqa: PLC0415  slow to import
-    from headrace.store.tenants import UnknownError, set_tenant_disabled  # noqa: PLC0415
+    from headrace.store.revisions import hold_changes  # noqa: PLC0415
+    from headrace.store.tenants import set_tenant_disabled, tenant  # noqa: PLC0415
 
+    see_nothing_written(name, database, state_dir)
     now = moments.now()
     with opened(database, state_dir) as store, store.transaction() as connection:
-        try:
-            set_tenant_disabled(connection, name, disabled, now=now)
-        except UnknownError:
+        hold_changes(connection)
+        known = tenant(connection, name)
+        if known is None:
             fail(_unknown(name), code=USAGE)
-        act = "tenants disable" if disabled else "tenants enable"
-        record(connection, act, by=this_actor(), tenant=name, now=now)
-    typer.echo(f"tenant {name} is {'disabled' if disabled else 'active'}")
+        if known.disabled != disabled:
+            set_tenant_disabled(connection, name, disabled, now=now)
+            act = "tenants disable" if disabled else "tenants enable"
+            record(connection, act, by=this_actor(), tenant=name, now=now)
+    already = " already" if known.disabled == disabled else ""
+    typer.echo(f"tenant {name} is {'disabled' if disabled else 'active'}{already}")
 
 
 def _unknown(name: str) -> str:
@@ -200,8 +209,8 @@ def _read(file: Path) -> dict[str, object]:
     from gateway.policy.document import PolicyError, read_grants  # noqa: PLC0415  slow to import
 
     try:
-        return read_grants(sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8"))
-    except (PolicyError, OSError, UnicodeDecodeError) as exc:
+        return read_grants(read_text(file))
+    except PolicyError as exc:
         fail(f"{file}: {exc}", code=USAGE)
 
 

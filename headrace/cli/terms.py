@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -57,7 +58,10 @@ class Terms:
 
 
 def _together(known: object, stated: Mapping[str, object]) -> dict[str, object]:
-    both = {**(known if isinstance(known, dict) else {}), **stated}
+    before = dict(known) if isinstance(known, dict) else {}
+    if stated.get("calls_per_second") == 0:
+        before.pop("burst", None)  # which is one of that rate
+    both = {**before, **stated}
     return {name: amount for name, amount in both.items() if amount != 0}
 
 
@@ -134,6 +138,10 @@ def _terms(
     """What these options say together. Ends the command where they say nothing that can be read."""
     if certificates and no_certificates:
         fail("--certificate and --no-certificates: choose one", code=USAGE)
+    for pattern in models or ():
+        if re.search(r"[,\s]", pattern):
+            meant = " ".join(f"--models {shlex.quote(each)}" for each in re.split(r"[,\s]+", pattern) if each)
+            fail(f"--models {shlex.quote(pattern)}: no comma or space; one pattern each: {meant}", code=USAGE)
     limits = {
         "calls_per_second": calls_per_second,
         "burst": burst,

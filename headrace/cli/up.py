@@ -23,7 +23,7 @@ def _up(
     *,
     grpc_port: Annotated[int, typer.Option(help="Where clients call: the Open Inference Protocol over gRPC.")] = 8001,
     http_port: Annotated[
-        int, typer.Option(help="Reserved for REST, which comes later: nothing listens there yet.")
+        int, typer.Option(help="The same over REST, by way of Envoy, in front of all gateways.")
     ] = 8000,
     admin_port: Annotated[int, typer.Option(help="/livez, /readyz and /metrics of the gateway, over HTTP.")] = 8002,
     host: Annotated[
@@ -74,7 +74,7 @@ def _up(
             metavar="embedded|URL",
             help="Tenants, keys and usage: `embedded` keeps them in a file in the state folder, a PostgreSQL's URL "
             "attaches that one, and brings its tables up to date. Its password is in the file that "
-            "HEADRACE_DATABASE__PASSWORD_FILE names.",
+            "HEADRACE_DATABASE__PASSWORD_FILE names. HEADRACE_DATABASE__URL is not read here.",
         ),
     ] = EMBEDDED,
     state_dir: StateDir = None,
@@ -83,7 +83,7 @@ def _up(
         typer.Option("--json", help='Print one JSON object a line; the one with `"ready": true` names every endpoint.'),
     ] = False,
 ) -> None:
-    """Run the whole system on this machine: Kafka, Triton, router and gateway.
+    """Run the whole system on this machine: Kafka, Triton, router, gateway and Envoy.
 
     What each tenant may call is in `tenants.yaml`, their keys in `keys.toml`, both in the state folder;
     `headrace tenants` and `headrace keys` make more of them in the database, without a file.

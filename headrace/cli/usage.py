@@ -80,7 +80,7 @@ def _usage(
     if end <= start:
         told = f"{start:%Y-%m-%dT%H:%M} to {end:%Y-%m-%dT%H:%M}"
         fail(f"--until is not after --since: times are cut to full hours, {told}", code=USAGE)
-    apart = cast("list[Apart]", [each.value for each in by or [By.MODEL]])
+    apart = cast("list[Apart]", [each.value for each in dict.fromkeys(by or [By.MODEL])])
     with opened(database, state_dir) as store, store.transaction(read_only=True) as connection:
         found = usage_of(connection, tenant, since=start, until=end, by=apart)
         if not found and known_tenant(connection, tenant) is None and not has_usage(connection, tenant):

@@ -10,15 +10,24 @@ class DatabaseError(Exception):
     """The database can't be used; the text says why."""
 
 
+def password_of(url: str) -> str | None:
+    """The password of a database, from the file that this process's environment names. Raises SettingsError, OSError.
+
+    A file of our own has none, whatever is named.
+    """
+    from headrace.runtime.settings import read_secret  # noqa: PLC0415  slow to import
+
+    named = os.environ.get(PASSWORD_FILE) if url.startswith("postgresql") else None
+    return read_secret(Path(named)) if named else None
+
+
 def upgrade_database(url: str) -> None:
     """Make the schema, or bring it up to date. Raises DatabaseError."""
-    from headrace.runtime.settings import SettingsError, read_secret  # noqa: PLC0415  slow to import, and off the loop
+    from headrace.runtime.settings import SettingsError  # noqa: PLC0415  slow to import, and off the loop
     from headrace.store.engine import SchemaError, Store, StoreUnavailableError  # noqa: PLC0415
 
     try:
-        password_file = os.environ.get(PASSWORD_FILE)
-        password = read_secret(Path(password_file)) if password_file else None
-        store = Store(url, password=password)
+        store = Store(url, password=password_of(url))
         try:
             store.upgrade()
         finally:

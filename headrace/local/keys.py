@@ -29,7 +29,7 @@ class NewKey:
 
 def new_key(*, tenant: str, key_id: str | None, roles: Sequence[str] = (), expires: datetime | None = None) -> NewKey:
     """Make a key `hr_<id>_<secret>` with 256 random bits. Raises KeyRequestError."""
-    key_id = key_id or secrets.token_hex(4)
+    key_id = secrets.token_hex(4) if key_id is None else key_id
     if not _ID.fullmatch(key_id):
         raise KeyRequestError("--id: 1 to 64 of A-Z a-z 0-9 -")
     if not _TENANT.fullmatch(tenant):

@@ -40,7 +40,7 @@ class UpOptions:
     """Tenants, keys and usage: a PostgreSQL's URL, or a file of our own in the state folder."""
 
     def __post_init__(self) -> None:
-        ports = {"--grpc-port": self.grpc_port, "--http-port": self.http_port, "--admin-port": self.admin_port}
+        ports = self.ports
         for name, port in ports.items():
             if not 1 <= port <= 65535:  # noqa: PLR2004  what a port is
                 raise UsageError(f"{name} {port}: a port is a number from 1 to 65535")
@@ -53,6 +53,11 @@ class UpOptions:
         self._check_database()
         if self.api_key is not None and (not _PRINTABLE.fullmatch(self.api_key) or len(self.api_key) > _LONGEST_KEY):
             raise UsageError(f"--api-key: a key is 1 to {_LONGEST_KEY} printable ASCII characters")
+
+    @property
+    def ports(self) -> dict[str, int]:
+        """Those that the user may name, by their option."""
+        return {"--grpc-port": self.grpc_port, "--http-port": self.http_port, "--admin-port": self.admin_port}
 
     @property
     def database_url(self) -> str:

@@ -8,18 +8,22 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from headrace.local.database import PASSWORD_FILE
 from headrace.local.options import EMBEDDED, UpOptions, UsageError, join_address
 from headrace.local.ports import FreePorts, PortsError, holder, is_free
 from headrace.local.probe import Probe, reachable_host
 from headrace.local.program import Program
 from headrace.local.state import Endpoints
 from headrace.local.supervisor import Component
+from headrace.local.tenants import POLICY_FILE
 from headrace.runtime.lifecycle import NATIVE_ENVIRONMENT
 
 LOOPBACK = "127.0.0.1"
-GATEWAY_RANK, ROUTER_RANK, TRITON_RANK, AGGREGATOR_RANK, BROKER_RANK = range(5)
+GATEWAY_RANK, ENVOY_RANK, ROUTER_RANK, TRITON_RANK, AGGREGATOR_RANK, BROKER_RANK = range(6)
 GRACE_SECONDS = 10
 REPLY_SECRET = "HEADRACE_REPLY_TRUST__SECRET_FILE"  # noqa: S105  a setting's name
+REDIS_URL = "HEADRACE_GATEWAY__SHARED_LIMITS__REDIS_URL"
+REDIS_PASSWORD_FILE = "HEADRACE_GATEWAY__SHARED_LIMITS__PASSWORD_FILE"  # noqa: S105  a setting's name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +79,14 @@ class AggregatorSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EnvoySpec:
+    """The ports of the Envoy that answers REST calls."""
+
+    http_port: int
+    admin_port: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class BrokerSpec:
     """The ports of the broker that is started here."""
 
@@ -96,6 +108,7 @@ class Plan:
     database: str
     """Its URL."""
     aggregator: AggregatorSpec
+    envoy: EnvoySpec
 
     @property
     def endpoints(self) -> Endpoints:
@@ -111,6 +124,8 @@ class Plan:
         ]
         return Endpoints(
             grpc=[join_address(host, gateway.grpc_port) for gateway in self.gateways],
+            http=join_address(host, self.envoy.http_port),
+            envoy_admin=join_address(LOOPBACK, self.envoy.admin_port),
             admin=[join_address(host, gateway.admin_port) for gateway in self.gateways],
             reply=[join_address(LOOPBACK, gateway.reply_port) for gateway in self.gateways],
             kafka=self.kafka,
@@ -121,7 +136,7 @@ class Plan:
 
 def make_plan(options: UpOptions) -> Plan:
     """Give every process its ports. Raises UsageError where a port that the user named is busy."""
-    for port, option in ((options.grpc_port, "--grpc-port"), (options.admin_port, "--admin-port")):
+    for option, port in options.ports.items():
         _require_free(options.host, port, option)
     named = frozenset({options.grpc_port, options.http_port, options.admin_port})
     public, private = FreePorts(options.host, taken=named), FreePorts(LOOPBACK, taken=named)
@@ -147,6 +162,7 @@ def make_plan(options: UpOptions) -> Plan:
             redis=options.redis,
             database=options.database_url,
             aggregator=AggregatorSpec(id=f"aggregator{apart}", admin_port=private.take()),
+            envoy=EnvoySpec(http_port=options.http_port, admin_port=private.take()),
         )
     except PortsError as exc:
         raise UsageError(str(exc)) from None
@@ -208,7 +224,8 @@ def gateway_component(plan: Plan, spec: GatewaySpec, secrets: Secrets, *, cwd: P
         settings["GATEWAY__SHARED_LIMITS__REDIS_URL"] = f"redis://{plan.redis}"
     # A name of the user's own can be that of one process only.
     (tunable if len(plan.gateways) == 1 else settings)["GATEWAY__ID"] = spec.id
-    program = _process("gateway", spec.name, settings | _shared(plan, secrets), tunable, cwd)
+    settings |= _shared(plan, secrets)
+    program = _process("gateway", spec.name, settings, tunable, cwd, without=_passwords_for_nobody(plan))
     health = Probe(kind="http", host=reachable_host(plan.host), port=spec.admin_port, path="/readyz")
     return Component(
         name=spec.name,
@@ -227,7 +244,8 @@ def aggregator_component(plan: Plan, spec: AggregatorSpec, *, cwd: Path) -> Comp
         "DATABASE__URL": plan.database,
         "KAFKA__BOOTSTRAP_SERVERS": plan.kafka,
     }
-    program = _process("aggregator", "aggregator", settings, {"AGGREGATOR__ID": spec.id}, cwd)
+    tunable = {"AGGREGATOR__ID": spec.id}
+    program = _process("aggregator", "aggregator", settings, tunable, cwd, without=_passwords_for_nobody(plan))
     health = Probe(kind="http", host=LOOPBACK, port=spec.admin_port, path="/readyz")
     return Component(
         name="aggregator",
@@ -258,6 +276,12 @@ def router_component(plan: Plan, spec: RouterSpec, secrets: Secrets, *, cwd: Pat
     )
 
 
+def envoy_component(spec: EnvoySpec, make_program: Callable[[], Program]) -> Component:
+    """Envoy as a child process. It stops after the gateways, for what they still answer to come through."""
+    health = Probe(kind="http", host=LOOPBACK, port=spec.admin_port, path="/ready")
+    return Component(name="envoy", make_program=make_program, health=health, stop_rank=ENVOY_RANK, stop_seconds=5)
+
+
 def triton_component(spec: TritonSpec, make_program: Callable[[], Program]) -> Component:
     """A Triton as a child process."""
     health = Probe(kind="http", host=LOOPBACK, port=spec.http_port, path="/v2/health/ready")
@@ -278,7 +302,34 @@ def _shared(plan: Plan, secrets: Secrets) -> dict[str, str]:
     }
 
 
-def _process(module: str, name: str, ours: Mapping[str, str], tunable: Mapping[str, str], cwd: Path) -> Program:
+def policy_file(secrets: Secrets, *, cwd: Path) -> Path:
+    """The policy that gateways take: the user's own, or that of the state folder."""
+    own = {variable.upper(): value for variable, value in os.environ.items()}.get(POLICY_FILE)
+    return cwd / own if own else secrets.policy_file
+
+
+def _passwords_for_nobody(plan: Plan) -> frozenset[str]:
+    """Files of passwords that the environment names, perhaps for other commands, and nothing here is opened with.
+
+    A process refuses to start with a password that it has no use for.
+    """
+    unused = set()
+    if not plan.database.startswith("postgresql"):
+        unused.add(PASSWORD_FILE)
+    if plan.redis is None and REDIS_URL not in {variable.upper() for variable in os.environ}:
+        unused.add(REDIS_PASSWORD_FILE)
+    return frozenset(unused)
+
+
+def _process(
+    module: str,
+    name: str,
+    ours: Mapping[str, str],
+    tunable: Mapping[str, str],
+    cwd: Path,
+    *,
+    without: frozenset[str] = frozenset(),
+) -> Program:
     chosen = {variable.upper() for variable in os.environ}
     tunable = {"LOG__FORMAT": "text"} | dict(tunable)
     env = {f"HEADRACE_{setting}": value for setting, value in ours.items()}
@@ -286,4 +337,4 @@ def _process(module: str, name: str, ours: Mapping[str, str], tunable: Mapping[s
     env |= {f"HEADRACE_{s}": value for s, value in tunable.items() if f"HEADRACE_{s}" not in chosen}
     env |= {variable: value for variable, value in NATIVE_ENVIRONMENT.items() if variable not in os.environ}
     # With -P a file in the state folder, which may be any folder of the user's, is never taken for the process.
-    return Program(name=name, argv=(sys.executable, "-P", "-m", module), env=env, cwd=cwd)
+    return Program(name=name, argv=(sys.executable, "-P", "-m", module), env=env, without=without, cwd=cwd)

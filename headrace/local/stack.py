@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from headrace.local import broker as kafka
-from headrace.local import guard, plan, state, triton
+from headrace.local import envoy, guard, plan, state, triton
 from headrace.local.database import DatabaseError, upgrade_database
 from headrace.local.jars import JarsError, fetch_jars, missing_jars
 from headrace.local.java import NoJavaError, find_java
@@ -38,6 +38,8 @@ from headrace.local.tenants import kept_tenants
 STILL_SECONDS = 30.0
 """How often it is said what a start still waits for."""
 ROUTED_SECONDS = 15.0
+MAX_MESSAGE_BYTES = 64 << 20
+"""As the gateways' own limit is, where nobody sets another."""
 FETCH_STOP_SECONDS = 2.0
 
 
@@ -156,6 +158,7 @@ class _Stack:
         for router in self._plan.routers:
             component = plan.router_component(self._plan, router, self._secrets, cwd=self._state_dir)
             self._start(supervisor, component, {"admin_port": router.admin_port})
+        self._start_envoy(supervisor)
         try:
             async with asyncio.TaskGroup() as together:
                 together.create_task(self._start_broker(supervisor), name="start broker")
@@ -261,6 +264,26 @@ class _Stack:
             if process.returncode is None:
                 await _ended(process)
 
+    def _start_envoy(self, supervisor: Supervisor) -> None:
+        spec, host = self._plan.envoy, self._plan.host
+        gateways = [(reachable_host(host), gateway.grpc_port) for gateway in self._plan.gateways]
+
+        def make_program() -> Program:
+            with _named("envoy"):
+                return envoy.program(
+                    name="envoy",
+                    home=self._state_dir / "envoy",
+                    configuration=envoy.configuration(
+                        host=host,
+                        port=spec.http_port,
+                        admin_port=spec.admin_port,
+                        gateways=gateways,
+                        max_message_bytes=MAX_MESSAGE_BYTES,
+                    ),
+                )
+
+        self._start(supervisor, plan.envoy_component(spec, make_program), vars(spec))
+
     def _triton_program(self, spec: plan.TritonSpec) -> Callable[[], Program]:
         def make_program() -> Program:
             with _named(spec.name):
@@ -285,10 +308,13 @@ class _Stack:
             for router in self._plan.routers:
                 host, port = parse_address("--triton", router.triton)
                 yield f"Triton {router.triton}", Probe(kind="tcp", host=host, port=port)
+        if self._plan.redis is not None:
+            host, port = parse_address("--redis", self._plan.redis)
+            yield f"Redis {self._plan.redis}", Probe(kind="tcp", host=host, port=port)
 
     async def _mention_absence(self, name: str, probe: Probe) -> None:
         if not await probe.healthy():
-            self._tell.note(f"{name} does not answer yet; everything else starts and waits for it")
+            self._tell.note(f"{name} does not answer yet; everything else starts, and uses it when it does")
 
     async def _say_what_is_missing(self, supervisor: Supervisor) -> None:
         while True:
@@ -317,6 +343,8 @@ class _Stack:
             ready=self._is_ready,
             state_dir=str(self._state_dir),
             key_file=str(self._secrets.key_file),
+            database=self._plan.database,
+            policy_file=str(plan.policy_file(self._secrets, cwd=self._state_dir)),
             endpoints=self._plan.endpoints,
             components=list(self._records.values()),
         )
@@ -331,7 +359,7 @@ class _Stack:
 def _named(name: str) -> Iterator[None]:
     try:
         yield
-    except (NoJavaError, JarsError, kafka.BrokerError, triton.TritonUnavailableError) as exc:
+    except (NoJavaError, JarsError, kafka.BrokerError, triton.TritonUnavailableError, envoy.EnvoyMissingError) as exc:
         raise NotStartableError(f"{name}: {exc}") from None
 
 

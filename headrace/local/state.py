@@ -43,6 +43,9 @@ class Endpoints:
     """Where everything of a stack is reached, as `host:port`; lists in the order of the replicas."""
 
     grpc: list[str]
+    http: str
+    """REST, and gRPC as well: Envoy, in front of all gateways."""
+    envoy_admin: str
     admin: list[str]
     reply: list[str]
     kafka: str
@@ -61,6 +64,10 @@ class Description:
     ready: bool
     state_dir: str
     key_file: str
+    database: str
+    """Its URL, without a password."""
+    policy_file: str
+    """What its gateways read tenants from, beside the database."""
     endpoints: Endpoints
     components: list[ComponentRecord] = field(default_factory=list)
 

@@ -236,7 +236,7 @@ class Supervisor:
             child.log_offset = out.tell()
             return await asyncio.create_subprocess_exec(
                 *leashed(program.argv),
-                env={**os.environ, **program.env, MARK_VARIABLE: self._mark},
+                env={**program.environment(os.environ), MARK_VARIABLE: self._mark},
                 cwd=program.cwd,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=out,

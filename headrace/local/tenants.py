@@ -7,6 +7,8 @@ from headrace.local import state
 from headrace.local.keys import new_key
 
 POLICY = "tenants.yaml"
+POLICY_FILE = "HEADRACE_GATEWAY__POLICY_FILE"
+"""The setting that names another."""
 KEYS = "keys.toml"
 SAMPLE_KEY = "sample-key"
 SAMPLE_TENANT = "sample"

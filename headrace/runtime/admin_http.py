@@ -1,6 +1,7 @@
 """The plain HTTP port beside every process: `/livez`, `/readyz` and `/metrics`, for probes and scrapers only."""
 
-from collections.abc import AsyncIterator, Callable
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import cast
@@ -23,12 +24,13 @@ class Readiness:
 
 @asynccontextmanager
 async def admin_http(
-    host: str, port: int, *, readiness: Callable[[], Readiness], metrics: Callable[[], bytes]
+    host: str, port: int, *, readiness: Callable[[], Readiness], metrics: Callable[[], Iterable[bytes]]
 ) -> AsyncIterator[int]:
     """Serve until left; gives the port that it listens on. Raises Unstartable where the port can't be had.
 
     `/livez` tells only that the loop turns, so that no outage elsewhere makes anyone restart this process. `/readyz`
-    answers 200 or 503 with the text of `readiness`. Both callables run on the loop and must not wait.
+    answers 200 or 503 with the text of `readiness`. Both callables run on the loop and must not wait; between two parts
+    of `metrics` the loop goes on.
     """
 
     async def livez(_: web.Request) -> web.Response:
@@ -39,7 +41,11 @@ async def admin_http(
         return web.Response(status=200 if now.ready else 503, text=f"{now.text}\n")
 
     async def scraped(_: web.Request) -> web.Response:
-        return web.Response(body=metrics(), headers={"Content-Type": CONTENT_TYPE})
+        parts = []
+        for part in metrics():
+            parts.append(part)
+            await asyncio.sleep(0)
+        return web.Response(body=b"".join(parts), headers={"Content-Type": CONTENT_TYPE})
 
     app = web.Application()
     app.add_routes([web.get("/livez", livez), web.get("/readyz", readyz), web.get("/metrics", scraped)])

@@ -161,7 +161,8 @@ class Background:
             self._failure = failure
             self._has_failed.set()
         else:  # the first one ends the process, the others would be silent
-            log.error("background task failed", extra={"event": "background_failed"}, exc_info=failure)
+            extra = {"event": "background_failed", "task": task.get_name()}
+            log.error("a background task failed", extra=extra, exc_info=failure)
 
 
 async def _until_told(main: Callable[[asyncio.Event], Awaitable[None]]) -> int:

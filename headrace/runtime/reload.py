@@ -75,8 +75,8 @@ class ReloadedFile(Generic[T]):
 
     def _reject(self, reason: str) -> None:
         if reason != self._told:  # once per reason, not per look
-            event = {"event": "file_rejected", "what": self._what}
-            _log.error("the %s stays as it was: %s", self._what, reason, extra=event)
+            extra = {"event": "file_rejected", "what": self._what, "why": reason}
+            _log.error("the %s stays as it was: %s", self._what, reason, extra=extra)
         self._told = reason
 
 

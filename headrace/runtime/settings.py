@@ -7,15 +7,19 @@ never values: a setting names the file that holds one.
 
 import os
 from collections.abc import Mapping
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings import SettingsError as MalformedSettingsError
 
+from headrace.runtime.tls import check_authority, check_certificate
+
 PREFIX = "HEADRACE_"
-SECTIONS_OF_SOME = frozenset({"gateway", "router", "aggregator", "database"})
+SECTIONS_OF_SOME = frozenset({"gateway", "router", "aggregator", "database", "traces"})
 """Sections that not every process has: processes may share one environment."""
 
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -51,6 +55,71 @@ class LogSettings(Section):
     """The least severe line that is written."""
     format: Literal["json", "text"] = "json"
     """`json` writes one object a line, `text` a line for people."""
+
+
+def _receiver(url: str) -> str:
+    parts = urlsplit(url)
+    port = parts.port  # raises where it is none
+    if parts.scheme not in {"http", "https"} or not parts.hostname or port is None or parts.path.strip("/"):
+        raise ValueError("must be https://HOST:PORT, or http://HOST:PORT without TLS, and no more")
+    if parts.query or parts.fragment or parts.username is not None or parts.password is not None:
+        raise ValueError("must be https://HOST:PORT, or http://HOST:PORT without TLS, and no more")
+    return url
+
+
+class TraceSettings(Section):
+    """Traces of calls. Without an endpoint nothing is traced, and nothing is spent on it."""
+
+    endpoint: Annotated[str, AfterValidator(_receiver)] | None = None
+    """A receiver of OTLP over gRPC: `https://HOST:PORT`, or `http://HOST:PORT` without TLS; its port is 4317 by custom.
+
+    While it is away spans are dropped, and the log says so once."""
+    sample_ratio: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """The part of all calls that is traced. A gateway draws it before anything else; routers trace what it chose."""
+    honour_callers: bool = False
+    """Whether callers with a credential decide by the sampled flag of their `traceparent` whether their call is traced.
+
+    Off, whoever calls can neither have all its calls traced, at your expense, nor hide them; its trace is continued in
+    both cases. Those who bring no `traceparent` are drawn in both cases."""
+    headers_file: ReadableFile | None = None
+    """What the receiver wants beside spans, such as a key: a line each, `NAME: VALUE`."""
+    ca_file: ReadableFile | None = None
+    """The authorities of the receiver's certificate; those of gRPC where unset."""
+    certificate_file: ReadableFile | None = None
+    """Our certificate, where the receiver asks for one."""
+    key_file: ReadableFile | None = None
+    """Its private key."""
+    queue_spans: Annotated[int, Field(ge=1)] = 2048
+    """Spans that wait to be sent; beyond it the oldest are dropped."""
+    export_seconds: Annotated[float, Field(gt=0)] = 10.0
+    """How long sending a batch may take, with what is tried again."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        files = (self.headers_file, self.ca_file, self.certificate_file, self.key_file)
+        if self.endpoint is None:
+            if any(files):
+                raise ValueError("its files need endpoint beside them")
+            return self
+        parts = urlsplit(self.endpoint)
+        if parts.scheme == "http" and any(files[1:]):
+            raise ValueError("ca_file, certificate_file and key_file need an endpoint with https://")
+        if parts.scheme == "http" and self.headers_file is not None and not _is_here(parts.hostname or ""):
+            raise ValueError("headers_file needs https://, or http:// to this machine: headers may hold secrets")
+        if (self.certificate_file is None) != (self.key_file is None):
+            raise ValueError("certificate_file and key_file go together")
+        if self.certificate_file is not None and self.key_file is not None:
+            check_certificate(self.certificate_file, self.key_file)
+        if self.ca_file is not None:
+            check_authority(self.ca_file)
+        return self
+
+
+def _is_here(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 class ProcessSettings(BaseSettings):

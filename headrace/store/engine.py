@@ -42,7 +42,8 @@ class Store:
 
     def __init__(self, url: str, *, password: str | None = None) -> None:
         """`url` as `settings.database_url` takes it. Connects to nothing yet."""
-        self._engine = _engine(url, password)
+        self._file = _file(url)
+        self._engine = _postgresql(url, password) if self._file is None else _sqlite(self._file)
         self._where = _where(url)
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
 
@@ -73,7 +74,10 @@ class Store:
                 with connection.begin():
                     yield connection
         except (OperationalError, InterfaceError, sa.exc.TimeoutError) as exc:
-            raise StoreUnavailableError(f"{self._where} does not answer: {_text(exc)}") from None
+            text = _text(exc)
+            # A server that says FATAL has answered: whom it lets in, or to what, is for it to say.
+            verb = "refuses" if "FATAL:" in text else "does not answer"
+            raise StoreUnavailableError(f"{self._where} {verb}: {text}") from None
         except SQLAlchemyError as exc:
             raise StoreUnavailableError(f"{self._where} refuses: {_text(exc)}") from None
 
@@ -121,8 +125,11 @@ class Store:
     def check(self) -> None:
         """See that the tables are those of this version. Raises SchemaError, StoreUnavailableError."""
         scripts = ScriptDirectory(str(_MIGRATIONS))
-        with self.transaction(read_only=True) as connection:
-            version = _version(connection)
+        if self._file is not None and self._file.parent.is_dir() and not self._file.exists():
+            version = None  # who only looks makes no file
+        else:
+            with self.transaction(read_only=True) as connection:
+                version = _version(connection)
         _known(scripts, version)
         if version != scripts.get_current_head():
             raise SchemaError(
@@ -137,10 +144,11 @@ _READ_ONLY: dict[str, dict[str, Any]] = {  # Any: execution options
 }
 
 
-def _engine(url: str, password: str | None) -> sa.Engine:
-    if url.startswith("sqlite"):
-        path = urlsplit(url).path.removeprefix("/")
-        return _sqlite(Path(path))
+def _file(url: str) -> Path | None:
+    return Path(urlsplit(url).path.removeprefix("/")) if url.startswith("sqlite") else None
+
+
+def _postgresql(url: str, password: str | None) -> sa.Engine:
     made = sa.make_url(url).set(drivername="postgresql+psycopg", password=password)
     return sa.create_engine(
         made,
@@ -152,6 +160,7 @@ def _engine(url: str, password: str | None) -> sa.Engine:
         connect_args={
             "connect_timeout": _CONNECT_SECONDS,
             "application_name": "headrace",
+            "client_encoding": "utf8",  # a database in SQL_ASCII would have text come as bytes
             "options": f"-c statement_timeout={_STATEMENT_SECONDS}s -c lock_timeout={_STATEMENT_SECONDS}s"
             " -c timezone=UTC",
             "keepalives_idle": 10,

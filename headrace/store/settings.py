@@ -23,7 +23,10 @@ def database_url(url: str) -> str:
     # Whatever their case: libpq would refuse another, but the URL would be shown before that.
     words = {word.lower() for word, _ in parse_qsl(parts.query, keep_blank_values=True)}
     if parts.password is not None or words & _SECRET:
-        raise ValueError("must hold no password, nor name where one is: put it into password_file")
+        raise ValueError(
+            "must hold no password, nor name where one is: "
+            "put it into a file, and the file's name into HEADRACE_DATABASE__PASSWORD_FILE"
+        )
     if words & _OURS:
         raise ValueError(f"must not set {', '.join(sorted(words & _OURS))}: Headrace sets it itself")
     if parts.scheme == "postgresql":

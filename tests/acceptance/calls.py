@@ -76,7 +76,8 @@ def client(address: str, metadata: Metadata = THE_KEY) -> Iterator[Client]:
         yield made
 
 
-MODELS = ["echo", "failing", "file_type", "recording", "simple", "slow", "text_embedding", "voice_activity"]
+MODELS = ["datatypes", "echo", "failing", "file_type", "recording", "simple", "slow"]
+MODELS += ["text_embedding", "voice_activity"]
 """The bundled models and those of the tests."""
 FEW_MODELS = ["echo", "recording", "simple", "slow"]
 """Those that tests of the whole system call, whatever the model."""

@@ -81,6 +81,16 @@ class Stack:
         return str(self.ready["grpc"][0])
 
     @property
+    def http(self) -> str:
+        """Envoy, for REST."""
+        return str(self.ready["http"])
+
+    @property
+    def triton_http(self) -> str:
+        """The first Triton's HTTP port."""
+        return str(self.ready["triton"][0]["http"])
+
+    @property
     def triton(self) -> str:
         """The first Triton's gRPC port."""
         return str(self.ready["triton"][0]["grpc"])

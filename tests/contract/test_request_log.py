@@ -52,6 +52,7 @@ async def until_fetched(taker: Taker, count: int) -> None:
 async def test_records_arrive_whole_and_in_order_within_their_partition(carrier: LogCarrier, group: str) -> None:
     topic = await carrier.topic(3)
     taker = await carrier.taker(group, [topic])
+    before = time.time_ns() // 1_000_000
 
     ids = await published(carrier, topic, 1500, partitions=3)
     await taker.until(lambda: fetched(taker) >= 1500)
@@ -61,6 +62,7 @@ async def test_records_arrive_whole_and_in_order_within_their_partition(carrier:
         for offset, record in enumerate(records):
             call_id = record.call_id
             assert record == Record(place, offset, call_id, b"e" + call_id, b"p" + call_id)
+            assert before <= record.timestamp_millis <= time.time_ns() // 1_000_000
 
 
 async def test_what_waits_for_its_turn_arrives_whole_and_in_order(carrier: LogCarrier, group: str) -> None:
@@ -249,6 +251,58 @@ async def test_a_pause_holds_for_partitions_that_come_later(carrier: LogCarrier,
 
     taker.consumer.resume(topic)
     await taker.until(lambda: fetched(taker) == 5)
+
+
+# Lag.
+
+
+async def lag_is(taker: Taker, wanted: int, *, partitions: int) -> None:
+    """It is measured once in a while, and nothing tells when."""
+    async with asyncio.timeout(15):
+        while True:
+            lag = taker.consumer.lag
+            if (sum(lag.values()), len(lag)) == (wanted, partitions):
+                return
+            await asyncio.sleep(0.05)
+
+
+async def test_what_is_not_handed_over_yet_is_the_lag(carrier: LogCarrier, group: str) -> None:
+    topic = await carrier.topic(2)
+    await published(carrier, topic, 7, partitions=2)
+    taker = await carrier.taker(group, [topic], room=None)
+    taker.consumer.set_room(2)
+    await taker.until(lambda: fetched(taker) == 2)
+    await lag_is(taker, 5, partitions=2)
+
+    taker.consumer.set_room(100)
+
+    await taker.until(lambda: fetched(taker) == 7)
+    await lag_is(taker, 0, partitions=2)
+
+
+async def test_the_lag_of_a_paused_topic_grows(carrier: LogCarrier, group: str) -> None:
+    """A topic is paused where the queue is long: nothing of it is fetched then, and its end is not heard of."""
+    topic = await carrier.topic(1)
+    await published(carrier, topic, 2)
+    taker = await carrier.taker(group, [topic])
+    await taker.until(lambda: fetched(taker) == 2)
+    taker.consumer.pause(topic)
+    await lag_is(taker, 0, partitions=1)
+
+    await published(carrier, topic, 9)
+
+    await lag_is(taker, 9, partitions=1)
+
+
+async def test_the_lag_of_another_members_partitions_is_not_told(carrier: LogCarrier, group: str) -> None:
+    topic = await carrier.topic(2)
+    first = await carrier.taker(group, [topic])
+    await lag_is(first, 0, partitions=2)
+
+    await carrier.taker(group, [topic])
+
+    await first.until(lambda: len(first.owned) == 1)
+    await lag_is(first, 0, partitions=1)
 
 
 # Offsets.

@@ -83,11 +83,11 @@ class Postgres:
             self._process.wait(STOP_SECONDS)
             self._process = None
 
-    def create(self) -> str:
+    def create(self, options: str = "") -> str:
         """A database that is empty. Returns its name."""
         name = f"test_{uuid.uuid4().hex}"
         with psycopg.connect(self.url("postgres"), password=PASSWORD, autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {name}".encode())
+            connection.execute(f"CREATE DATABASE {name} {options}".encode())
         return name
 
     def _answers(self) -> bool:

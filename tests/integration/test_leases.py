@@ -271,6 +271,8 @@ async def test_without_valkey_the_mode_holds_until_it_is_back(valkey: Valkey, mo
 
         valkey.kill()
         await until(lambda: all(leases.away for leases in gateways), what="all notice")
+        assert all(leases.requests["answered"] and leases.requests["failed"] for leases in gateways)
+        assert [leases.kept for leases in gateways] == [2] * GATEWAYS
         await asyncio.sleep(3.2)  # leases run out
         now = time.monotonic()
         counted = sum(rate.take(now) == 0.0 for rate in rates for _ in range(100))
@@ -323,6 +325,23 @@ async def test_a_valkey_that_was_never_there_delays_nothing(valkey: Valkey) -> N
 
         valkey.start()
         await until(lambda: not leases.away, what="it is there")
+
+
+async def test_it_is_known_at_the_start_whether_valkey_is_there(
+    valkey: Valkey, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Before any call has a limit."""
+    async with gateway(valkey.url) as leases:
+        assert not leases.shared
+        await until(lambda: leases.shared, what="it has answered")
+    assert not caplog.records
+    valkey.kill()
+    async with gateway(valkey.url) as leases:
+        await until(lambda: leases.away, what="it is noticed")
+        assert not leases.shared
+        assert [record.__dict__["event"] for record in caplog.records] == ["limits_not_shared"]
+        valkey.start()
+        await until(lambda: leases.shared, what="it is there")
 
 
 async def test_a_script_that_valkey_forgot_is_loaded_again(valkey: Valkey) -> None:

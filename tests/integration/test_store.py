@@ -106,6 +106,18 @@ def test_a_new_database_gets_its_tables_once(place: Place) -> None:
     store.close()
 
 
+def test_a_database_that_knows_no_encoding_holds_ours(postgres_server: Postgres) -> None:
+    name = postgres_server.create("ENCODING 'SQL_ASCII' LOCALE 'C' TEMPLATE template0")
+    store = Store(postgres_server.url(name), password=PASSWORD)
+    store.upgrade()
+    store.check()
+    with store.transaction() as c:
+        create_tenant(c, "acme", {"models": ["wörter"]}, now=NOW)
+    with store.transaction(read_only=True) as c:
+        assert [each.grants for each in all_tenants(c)] == [{"models": ["wörter"]}]
+    store.close()
+
+
 def test_two_that_upgrade_at_once_do_it_once(place: Place) -> None:
     stores = [place.store() for _ in range(4)]
     with ThreadPoolExecutor(len(stores)) as threads:
@@ -522,6 +534,7 @@ async def test_a_wrong_password_is_told_and_not_repeated(postgres_server: Postgr
     async with Store(postgres_server.url("postgres"), password=WRONG) as store:
         with pytest.raises(StoreUnavailableError) as refused:
             await store.run(current_revision)
+    assert "refuses: " in str(refused.value)
     assert "password authentication failed" in str(refused.value)
     assert WRONG not in str(refused.value)
 
@@ -549,6 +562,15 @@ async def test_what_takes_too_long_is_given_up(locked: Store) -> None:
 
 async def test_who_reads_waits_for_nobody_who_writes(locked: Store) -> None:
     assert await locked.run(current_revision, read_only=True) == 0
+
+
+def test_who_only_looks_makes_no_file(tmp_path: Path) -> None:
+    with (
+        closing(Store(f"sqlite:///{tmp_path}/headrace.db")) as store,
+        pytest.raises(SchemaError, match="no tables yet"),
+    ):
+        store.check()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:

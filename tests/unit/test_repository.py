@@ -105,9 +105,12 @@ def test_tritons_client_is_used_in_its_two_places_only() -> None:
 def test_stubs_are_generated_for_our_own_protos_only() -> None:
     """A second copy of the OIP's descriptors in one process contradicts tritonclient's."""
     stubs = {path.relative_to(ROOT).as_posix() for package in PACKAGES for path in (ROOT / package).rglob("*_pb2*.py*")}
-    protos = {path.stem for path in (ROOT / "protos" / STUBS).glob("*.proto")}
+    protos = {
+        path.relative_to(ROOT / "protos").with_suffix("").as_posix()
+        for path in (ROOT / "protos" / "headrace").rglob("*.proto")
+    }
 
-    expected = {f"{STUBS}/{proto}_pb2{suffix}" for proto in protos for suffix in (".py", ".pyi")}
+    expected = {f"{proto}_pb2{suffix}" for proto in protos for suffix in (".py", ".pyi")}
     assert {stub for stub in stubs if "__pycache__" not in stub} == expected | {f"{STUBS}/reply_pb2_grpc.py"}
 
 

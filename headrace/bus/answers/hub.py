@@ -54,6 +54,8 @@ class GrpcAnswerHub:
         self._events = events
         self._routers: dict[RouterKey, _AttachedRouter] = {}
         self._cancellations: dict[bytes, Cancellation] = {}
+        self.cancelled = 0
+        """Calls that routers were told not to run."""
         self._server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", max_message_bytes + (1 << 20)),
@@ -103,6 +105,7 @@ class GrpcAnswerHub:
         cancellation = Cancellation(call_id=call_id, attempt=attempt, expire_time_unix_micros=expire_time_unix_micros)
         if len(self._cancellations) >= MAX_STANDING_CANCELLATIONS:
             self._forget_cancellations()
+        self.cancelled += 1
         self._cancellations[call_id] = cancellation
         for router in self._routers.values():
             router.cancel(cancellation)
@@ -155,7 +158,8 @@ class GrpcAnswerHub:
             context.set_code(grpc.StatusCode.ABORTED)
             context.set_details("this router has attached anew")
         except (DecodeError, IndexError):
-            _log.warning("router %s sent what is no message", router.id, extra={"event": "router_malformed"})
+            extra = {"event": "router_malformed", "router": router.id}
+            _log.warning("router %s sent what is no message", router.id, extra=extra)
             context.set_code(grpc.StatusCode.INVALID_ARGUMENT)
         finally:
             # First what others must know: gRPC cancels a handler again while it cleans up, and no await may be passed.
@@ -173,7 +177,8 @@ class GrpcAnswerHub:
     async def _welcome(self, requests: AsyncIterator[bytes], context: Context) -> RouterKey:
         """Check who attaches. Aborts the stream where it may not."""
         if not self._trust.proven(context.invocation_metadata() or ()):
-            _log.warning("%s failed to prove that it is a router", context.peer(), extra={"event": "attach_refused"})
+            extra = {"event": "attach_refused", "peer": context.peer()}
+            _log.warning("%s failed to prove that it is a router", context.peer(), extra=extra)
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "not a router of this installation")
         try:
             async with asyncio.timeout(_HELLO_SECONDS):

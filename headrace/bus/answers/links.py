@@ -166,6 +166,11 @@ class GrpcLink:
         """See Link.has_room."""
         return self._unacknowledged_bytes < self._terms.unacknowledged_bytes
 
+    @property
+    def unacknowledged_bytes(self) -> int:
+        """Of answers, those under way included."""
+        return self._unacknowledged_bytes
+
     def send(self, call_id: bytes, attempt: int, outcome: Outcome) -> None:
         """See Link.send."""
         if self._state is LinkState.GONE:
@@ -222,7 +227,9 @@ class GrpcLink:
                 broke_after_attaching = await self._attach_once()
             except Exception as exc:  # noqa: BLE001  the boundary of one link: it goes on, and so do the others
                 if repr(exc) != told:  # once per cause, not per attempt
-                    _log.exception("no link to gateway %s", self.address, extra={"event": "link_failed"})
+                    _log.exception(
+                        "no link to gateway %s", self.address, extra={"event": "link_failed", "address": self.address}
+                    )
                 told = repr(exc)
             if self._leaving:
                 return
@@ -271,13 +278,15 @@ class GrpcLink:
                 attached = True
                 writer, watch = self._start(call)
                 self._become(LinkState.ATTACHED)
-                _log.info("attached to gateway %s", self.address, extra={"event": "gateway_attached"})
+                extra = {"event": "gateway_attached", "address": self.address}
+                _log.info("attached to gateway %s", self.address, extra=extra)
                 while (message := await call.read()) is not grpc.aio.EOF:
                     self._hear(message)
             except _BREAKS as exc:
                 await self._learn(call, exc)
             except TimeoutError:
-                _log.debug("gateway %s did not answer in time", self.address, extra={"event": "attach_timeout"})
+                extra = {"event": "attach_timeout", "address": self.address}
+                _log.debug("gateway %s did not answer in time", self.address, extra=extra)
             except asyncio.CancelledError:
                 # `call.cancel()` shows here like a cancellation of this task; only the latter may pass.
                 if (task := asyncio.current_task()) is None or task.cancelling():
@@ -307,16 +316,12 @@ class GrpcLink:
         if code is grpc.StatusCode.FAILED_PRECONDITION:
             self._become(LinkState.GONE)
         elif code in {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED}:
-            _log.error(
-                "gateway %s refuses this router: %s",
-                self.address,
-                await call.details(),
-                extra={"event": "attach_refused"},
-            )
+            why = await call.details()
+            extra = {"event": "attach_refused", "address": self.address, "why": why}
+            _log.error("gateway %s refuses this router: %s", self.address, why, extra=extra)
         elif self._state is LinkState.ATTACHED:
-            _log.warning(
-                "the stream to gateway %s broke: %s", self.address, code or exc, extra={"event": "link_broken"}
-            )
+            extra = {"event": "link_broken", "address": self.address, "why": str(code or exc)}
+            _log.warning("the stream to gateway %s broke: %s", self.address, code or exc, extra=extra)
 
     def _hello(self) -> Hello:
         return Hello(
@@ -362,7 +367,8 @@ class GrpcLink:
             # The oldest alone has been under way since the last acknowledgement: the others queue behind it.
             patience = self._terms.stall_seconds + self._unacknowledged[0].size / _SLOWEST_BYTES_PER_SECOND
             if self._waited_seconds > patience:
-                _log.error("gateway %s takes no answers: detached", self.address, extra={"event": "gateway_stalled"})
+                extra = {"event": "gateway_stalled", "address": self.address}
+                _log.error("gateway %s takes no answers: detached", self.address, extra=extra)
                 self._become(LinkState.UNREACHABLE)
                 call.cancel()
                 return

@@ -90,7 +90,7 @@ class KafkaAnnouncements:
                         _log.warning(
                             "announcements can't be read yet: %s",
                             text_of(exc),
-                            extra={"event": "announcements_awaited"},
+                            extra={"event": "announcements_awaited", "why": text_of(exc)},
                         )
                         told = True
                 else:

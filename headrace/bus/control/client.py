@@ -62,7 +62,7 @@ async def wait_for_broker(kafka: KafkaSettings, client_id: str) -> None:
         except TROUBLE as exc:
             why = await reason(kafka, client_id, exc)
             if why != said:
-                _log.warning("%s; trying again", why, extra={"event": "broker_awaited"})
+                _log.warning("%s; trying again", why, extra={"event": "broker_awaited", "why": why})
                 said = why
         finally:
             await admin.close()

@@ -136,7 +136,7 @@ class Topics:
                         "%s has %s=%s and loses what was announced; set it to compact",
                         ANNOUNCEMENTS_TOPIC,
                         *entry[:2],
-                        extra={"event": "announcements_not_compacted"},
+                        extra={"event": "announcements_not_compacted", "cleanup_policy": entry[1]},
                     )
 
     async def _ensure(self, topics: list[NewTopic], group: str | None) -> None:
@@ -175,7 +175,8 @@ class Topics:
                 await consumer.commit({place: OffsetAndMetadata(0, "") for place in places})
         except TROUBLE as exc:
             # The group lives already: then the router that is assigned the partition commits its start.
-            _log.info("starts not committed: %s", type(exc).__name__, extra={"event": "starts_left_to_the_group"})
+            extra = {"event": "starts_left_to_the_group", "why": type(exc).__name__}
+            _log.info("starts not committed: %s", type(exc).__name__, extra=extra)
         finally:
             await consumer.stop()
 
@@ -218,7 +219,7 @@ async def until_own_topics(kafka: KafkaSettings, topics: Topics, client_id: str)
         except LogUnavailableError as exc:
             if said != str(exc):
                 said = str(exc)
-                _log.warning("topics are awaited: %s", exc, extra={"event": "broker_awaited"})
+                _log.warning("topics are awaited: %s", exc, extra={"event": "broker_awaited", "why": said})
             await asyncio.sleep(RETRY_SECONDS)  # the pace of retries
         else:
             return

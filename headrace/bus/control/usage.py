@@ -83,7 +83,9 @@ class KafkaUsage:
             except TROUBLE as exc:
                 if not told:
                     told = True
-                    _log.warning("usage can't be read: %s", text_of(exc), extra={"event": "usage_awaited"})
+                    _log.warning(
+                        "usage can't be read: %s", text_of(exc), extra={"event": "usage_awaited", "why": text_of(exc)}
+                    )
             await asyncio.sleep(RETRY_SECONDS)  # the pace of retries, not a way to wait for an event
 
     async def _consumer(self, owned: AsyncExitStack, offset: int | None) -> tuple[AIOKafkaConsumer, int]:

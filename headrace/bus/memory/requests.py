@@ -1,6 +1,7 @@
 """The request log in memory: topics, partitions, consumer groups that rebalance cooperatively."""
 
 import asyncio
+import time
 from collections.abc import Collection, Iterable, Mapping
 from typing import Self
 
@@ -39,7 +40,8 @@ class MemoryRequestLog:
     def append(self, place: TopicPartition, call_id: bytes, envelope: bytes, payload: bytes) -> int:
         """Put a record into the log. Returns its offset."""
         stored = self.records[place]
-        stored.append(Record(place, len(stored), call_id, envelope, payload))
+        now = time.time_ns() // 1_000_000
+        stored.append(Record(place, len(stored), call_id, envelope, payload, timestamp_millis=now))
         for member in self._members:
             member.fetch_soon()
         return len(stored) - 1
@@ -149,6 +151,11 @@ class MemoryConsumer:
     async def __aexit__(self, *_: object) -> None:
         self.let_go(set(self.owned))
         self._log.leave(self)
+
+    @property
+    def lag(self) -> Mapping[TopicPartition, int]:
+        """See RequestConsumer.lag."""
+        return {place: len(self._log.records[place]) - self._positions[place] for place in self.owned}
 
     def subscribe(self, topics: Collection[str]) -> None:
         """See RequestConsumer.subscribe."""

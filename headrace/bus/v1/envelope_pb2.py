@@ -24,17 +24,19 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eheadrace/bus/v1/envelope.proto\x12\x0fheadrace.bus.v1\"\xfe\x01\n\x08\x45nvelope\x12\x16\n\x0eschema_version\x18\x01 \x01(\r\x12\x0f\n\x07\x63\x61ll_id\x18\x02 \x01(\x0c\x12\'\n\x06method\x18\x03 \x01(\x0e\x32\x17.headrace.bus.v1.Method\x12\x15\n\rreply_address\x18\x04 \x01(\t\x12\x19\n\x11reply_incarnation\x18\x05 \x01(\x06\x12\x1f\n\x17\x65xpire_time_unix_micros\x18\x06 \x01(\x03\x12\x0f\n\x07\x61ttempt\x18\x07 \x01(\r\x12\x0e\n\x06tenant\x18\x08 \x01(\t\x12,\n\x08metadata\x18\t \x03(\x0b\x32\x1a.headrace.bus.v1.Metadatum\"\'\n\tMetadatum\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c*8\n\x06Method\x12\x16\n\x12METHOD_UNSPECIFIED\x10\x00\x12\x16\n\x12METHOD_MODEL_INFER\x10\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eheadrace/bus/v1/envelope.proto\x12\x0fheadrace.bus.v1\"\xb4\x02\n\x08\x45nvelope\x12\x16\n\x0eschema_version\x18\x01 \x01(\r\x12\x0f\n\x07\x63\x61ll_id\x18\x02 \x01(\x0c\x12\'\n\x06method\x18\x03 \x01(\x0e\x32\x17.headrace.bus.v1.Method\x12\x15\n\rreply_address\x18\x04 \x01(\t\x12\x19\n\x11reply_incarnation\x18\x05 \x01(\x06\x12\x1f\n\x17\x65xpire_time_unix_micros\x18\x06 \x01(\x03\x12\x0f\n\x07\x61ttempt\x18\x07 \x01(\r\x12\x0e\n\x06tenant\x18\x08 \x01(\t\x12,\n\x08metadata\x18\t \x03(\x0b\x32\x1a.headrace.bus.v1.Metadatum\x12\x34\n\rtrace_context\x18\n \x01(\x0b\x32\x1d.headrace.bus.v1.TraceContext\"\'\n\tMetadatum\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c\"F\n\x0cTraceContext\x12\x10\n\x08trace_id\x18\x01 \x01(\x0c\x12\x0f\n\x07span_id\x18\x02 \x01(\x0c\x12\x13\n\x0btrace_state\x18\x03 \x01(\t*8\n\x06Method\x12\x16\n\x12METHOD_UNSPECIFIED\x10\x00\x12\x16\n\x12METHOD_MODEL_INFER\x10\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'headrace.bus.v1.envelope_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_METHOD']._serialized_start=349
-  _globals['_METHOD']._serialized_end=405
+  _globals['_METHOD']._serialized_start=475
+  _globals['_METHOD']._serialized_end=531
   _globals['_ENVELOPE']._serialized_start=52
-  _globals['_ENVELOPE']._serialized_end=306
-  _globals['_METADATUM']._serialized_start=308
-  _globals['_METADATUM']._serialized_end=347
+  _globals['_ENVELOPE']._serialized_end=360
+  _globals['_METADATUM']._serialized_start=362
+  _globals['_METADATUM']._serialized_end=401
+  _globals['_TRACECONTEXT']._serialized_start=403
+  _globals['_TRACECONTEXT']._serialized_end=473
 # @@protoc_insertion_point(module_scope)

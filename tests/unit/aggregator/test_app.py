@@ -410,6 +410,7 @@ async def test_what_is_measured(bench: Bench) -> None:
         'headrace_aggregator_batches_total{outcome="summed"} 1.0',
         'headrace_aggregator_batches_total{outcome="failed"} 1.0',
         'headrace_aggregator_batches_total{outcome="moved"} 0.0',
+        "headrace_aggregator_lag_seconds 0.0",
         "headrace_aggregator_next_offset 2.0",
         "headrace_aggregator_lag 0.0",
         "headrace_aggregator_batch_age_seconds 7.0",
@@ -425,6 +426,32 @@ async def test_what_the_database_does_not_take_is_its_lag(bench: Bench) -> None:
         await bench.until(lambda: summing.batches["failed"] > 1)
 
         assert b"headrace_aggregator_lag 3.0" in Telemetry(*summing.instruments()).scrape()
+
+
+async def test_the_lag_begins_when_something_is_not_summed_and_ends_when_all_is(bench: Bench) -> None:
+    now = 100.0
+    summing = Summing(bench.log, bench.store, clock=lambda: now)
+
+    def lag() -> str:
+        lines = Telemetry(*summing.instruments()).scrape().decode().splitlines()
+        [line] = [line for line in lines if line.startswith("headrace_aggregator_lag_seconds ")]
+        return line.split()[1]
+
+    now += 50
+    assert lag() == "0.0"
+    await bench.log.publish(report(1))
+    bench.store.fates = (Fate.REFUSED,)
+    keeping = asyncio.ensure_future(summing.keep())
+    await bench.until(lambda: summing.batches["failed"] == 1)
+    now += 5
+    assert lag() == "5.0"
+
+    await bench.until(lambda: summing.batches["summed"] == 1)
+
+    keeping.cancel()
+    await asyncio.gather(keeping, return_exceptions=True)
+    now += 5
+    assert lag() == "0.0"
 
 
 async def test_old_usage_is_deleted_again_and_again(

@@ -56,8 +56,17 @@ def describe_stack(state_dir: Path, *addresses: str) -> None:
             ready=True,
             state_dir=str(state_dir),
             key_file=str(state_dir / "key"),
+            database=f"sqlite:///{state_dir}/headrace.db",
+            policy_file=str(state_dir / "tenants.yaml"),
             endpoints=state.Endpoints(
-                grpc=list(addresses), admin=[], reply=[], kafka="127.0.0.1:1", triton=[], router_admin=[]
+                grpc=list(addresses),
+                http="127.0.0.1:1",
+                envoy_admin="127.0.0.1:1",
+                admin=[],
+                reply=[],
+                kafka="127.0.0.1:1",
+                triton=[],
+                router_admin=[],
             ),
         ),
     )

@@ -28,6 +28,7 @@ COMMANDS = [
     "tenants create",
     "tenants change",
     "database log",
+    "top",
 ]
 
 
@@ -129,7 +130,7 @@ def test_config_names_every_wrong_setting_at_once(cli: CliRunner, monkeypatch: p
     assert "HEADRACE_GATEWAY__GRPC__PORT" in done.stderr
 
 
-@pytest.mark.parametrize("command", [["models"], ["infer", "simple", "1"], ["status"]])
+@pytest.mark.parametrize("command", [["models"], ["infer", "simple", "1"], ["status"], ["top"]])
 def test_without_a_stack_it_is_said_how_to_get_one(cli: CliRunner, tmp_path: Path, command: list[str]) -> None:
     done = cli.invoke(app, [*command, "--state-dir", str(tmp_path)])
 

@@ -25,8 +25,9 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def run(*words: str) -> tuple[int, str, str]:
-    done = CliRunner().invoke(app, words)
+def run(*words: str, stdin: str | None = None) -> tuple[int, str, str]:
+    env = {"HEADRACE_DATABASE__URL": None, "HEADRACE_GATEWAY__POLICY_FILE": None, "XDG_STATE_HOME": "/nowhere"}
+    done = CliRunner(env=env).invoke(app, words, input=stdin)
     return done.exit_code, done.stdout, done.stderr
 
 
@@ -52,10 +53,13 @@ def test_every_mistake_is_told_and_the_status_is_2(file: Path) -> None:
 
 
 def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
-    status, _, err = run("policy", "check", str(tmp_path / "none.yaml"))
+    for file, why in ((tmp_path / "none.yaml", "No such file or directory"), (tmp_path, "Is a directory")):
+        assert run("policy", "check", str(file)) == (2, "", f"headrace: {file}: {why}\n")
 
-    assert status == 2
-    assert "none.yaml" in err
+
+def test_a_policy_is_read_from_stdin() -> None:
+    assert run("policy", "check", "-", stdin=GOOD)[0] == 0
+    assert run("policy", "check", "-", stdin="tenants: {a: }")[2].startswith("headrace: -: line 1: tenants.a: expected")
 
 
 def test_limits_are_shown_in_full_with_whose_they_are(file: Path) -> None:

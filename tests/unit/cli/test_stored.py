@@ -1,4 +1,4 @@
-"""`headrace database`, `tenants`, `keys` and `usage`: what an operator does, and what is told when it can't be done."""
+"""`headrace database` and `usage`, and what all commands of the database have in common."""
 
 import csv
 import hashlib
@@ -7,71 +7,15 @@ import json
 import os
 import pwd
 import socket
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from headrace.cli import app, moments
-from headrace.store.engine import Store
-from headrace.store.tenants import create_tenant
+from headrace.cli import app
 from headrace.store.usage import Amounts, Batch, SourceReport, UsageKey, sum_batch
-
-NOW = datetime(2026, 11, 30, 23, 59, 59, tzinfo=UTC)
-ACME = {"models": ["*"], "limits": {"calls_per_second": 10.0}, "quotas": {"calls_per_day": 30}}
-
-
-class Desk:
-    """An operator's, with a database."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-
-    def store(self) -> Store:
-        return Store(self.url)
-
-    def run(self, *words: str, stdin: str | None = None) -> tuple[int, str, str]:
-        done = CliRunner(env={"HEADRACE_DATABASE__URL": self.url}).invoke(app, words, input=stdin)
-        assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
-        return done.exit_code, done.stdout, done.stderr
-
-    def told(self, *words: str, stdin: str | None = None) -> str:
-        status, out, err = self.run(*words, stdin=stdin)
-        assert status == 0, err
-        return out
-
-    def refused(self, *words: str, stdin: str | None = None) -> str:
-        status, out, err = self.run(*words, stdin=stdin)
-        assert (status, out) == (2, "")
-        assert "Traceback" not in err
-        return err
-
-    def grants(self, name: str = "acme") -> object:
-        return json.loads(self.told("tenants", "show", name, "--json"))["grants"]
-
-    def acme(self) -> None:
-        self.told("tenants", "create", "acme", "--calls-per-second", "10", "--calls-per-day", "30")
-
-
-@pytest.fixture
-def desk(tmp_path: Path) -> Desk:
-    made = Desk(f"sqlite:///{tmp_path}/headrace.db")
-    made.told("database", "upgrade")
-    return made
-
-
-@pytest.fixture(autouse=True)
-def clock(monkeypatch: pytest.MonkeyPatch) -> list[datetime]:
-    """What commands take the moment to be."""
-    held = [NOW]
-    monkeypatch.setattr(moments, "now", lambda: held[0])
-    return held
-
-
-def rows(text: str) -> list[list[str]]:
-    return [line.split() for line in text.splitlines()[1:]]
-
+from tests.unit.cli.desk import NOW, Desk, rows
 
 # The database.
 
@@ -85,6 +29,12 @@ def test_tables_are_made_and_then_up_to_date(tmp_path: Path) -> None:
     assert "up to date" in desk.told("database", "check")
 
 
+def test_who_only_looks_makes_no_database(tmp_path: Path) -> None:
+    status, _, err = Desk(f"sqlite:///{tmp_path}/none.db").run("database", "check")
+    assert (status, "has no tables yet" in err) == (1, True)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_database_that_is_none_is_told(tmp_path: Path) -> None:
     assert "must be postgresql://" in Desk("headrace.db").refused("tenants", "list")
     told = CliRunner().invoke(app, ["tenants", "list", "--state-dir", str(tmp_path)])
@@ -95,232 +45,6 @@ def test_a_database_that_is_away_is_a_failure() -> None:
     status, _, err = Desk("postgresql://u@127.0.0.1:1/x").run("tenants", "list")
     assert status == 1
     assert "does not answer" in err
-
-
-# Tenants.
-
-
-def test_a_tenant_is_made_of_options_and_shown(desk: Desk) -> None:
-    desk.acme()
-    shown = json.loads(desk.told("tenants", "show", "acme", "--json"))
-    assert (shown["name"], shown["disabled"], shown["keys"], shown["grants"]) == ("acme", False, [], ACME)
-    assert ["the", "tenant", "calls_per_day", "30"] in rows(desk.told("tenants", "show", "acme"))
-    assert ["the", "tenant", "calls_per_day", "30"] in rows(desk.told("limits", "show", "acme"))
-    assert [row[:2] for row in rows(desk.told("tenants", "list"))] == [["acme", "active"]]
-
-
-def test_a_tenant_is_made_of_a_file_and_options_win(desk: Desk, tmp_path: Path) -> None:
-    file = tmp_path / "acme.yaml"
-    file.write_text("models: [simple]\nlimits: {calls_per_second: 5, concurrency: 3}\n")
-    desk.told("tenants", "create", "acme", "--file", str(file), "--calls-per-second", "7")
-    grants = json.loads(desk.told("tenants", "show", "acme", "--json"))["grants"]
-    assert grants == {"models": ["simple"], "limits": {"calls_per_second": 7, "concurrency": 3}}
-
-
-def test_a_change_leaves_what_it_does_not_name(desk: Desk) -> None:
-    desk.acme()
-    desk.told("tenants", "change", "acme", "--concurrency", "2", "--models", "text_*")
-    grants = json.loads(desk.told("tenants", "show", "acme", "--json"))["grants"]
-    assert grants == ACME | {"models": ["text_*"], "limits": {"calls_per_second": 10, "concurrency": 2}}
-    desk.told("tenants", "change", "acme", "--file", "-", stdin=json.dumps({"models": ["x"]}))
-    assert json.loads(desk.told("tenants", "show", "acme", "--json"))["grants"] == {"models": ["x"]}
-
-
-def test_what_a_policy_would_refuse_is_refused(desk: Desk) -> None:
-    assert "--burst needs --calls-per-second" in desk.refused("tenants", "create", "acme", "--burst", "2")
-    assert "line 2: limit: no such field" in desk.refused(
-        "tenants", "create", "acme", "--file", "-", stdin="models: []\nlimit: {}\n"
-    )
-    assert "a tenant's name" in desk.refused("tenants", "create", "a b")
-    assert desk.told("tenants", "list", "--json") == "[]\n"
-
-
-def test_a_tenant_that_is_there_or_is_not_is_told(desk: Desk) -> None:
-    desk.acme()
-    assert "headrace tenants change acme" in desk.refused("tenants", "create", "acme")
-    for words in (("change", "other", "--burst", "1"), ("show", "other"), ("disable", "other"), ("enable", "other")):
-        assert "no tenant other" in desk.refused("tenants", *words)
-    assert "nothing to change" in desk.refused("tenants", "change", "acme")
-
-
-def test_a_tenant_is_disabled_and_enabled(desk: Desk) -> None:
-    desk.acme()
-    desk.told("tenants", "disable", "acme")
-    assert rows(desk.told("tenants", "list"))[0][1] == "disabled"
-    assert "no tenant acme" in desk.refused("limits", "show", "acme")
-    desk.told("tenants", "enable", "acme")
-    assert rows(desk.told("tenants", "list"))[0][1] == "active"
-
-
-@pytest.mark.parametrize(
-    ("option", "value"), [("--calls-per-second", "1e-9"), ("--model-seconds-per-day", "1e12"), ("--models", "[x]")]
-)
-def test_a_mistake_is_told_by_the_option_that_has_it(desk: Desk, option: str, value: str) -> None:
-    desk.acme()
-    for word, name in (("create", "other"), ("change", "acme")):
-        assert f"headrace: {option}: " in desk.refused("tenants", word, name, option, value)
-
-
-def test_a_mistake_beside_a_file_is_told_as_a_policy_has_it(desk: Desk) -> None:
-    told = desk.refused("tenants", "create", "acme", "--file", "-", "--burst", "2", stdin="models: []")
-    assert "limits: burst needs calls_per_second" in told
-
-
-def test_zero_takes_a_limit_or_quota_away(desk: Desk) -> None:
-    desk.acme()
-    desk.told("tenants", "change", "acme", "--calls-per-second", "0", "--concurrency", "3")
-    assert desk.grants() == {"models": ["*"], "limits": {"concurrency": 3}, "quotas": {"calls_per_day": 30}}
-    desk.told("tenants", "change", "acme", "--concurrency", "0", "--calls-per-day", "0")
-    assert desk.grants() == {"models": ["*"]}
-    desk.told("tenants", "create", "free", "--calls-per-second", "0", "--calls-per-month", "0")
-    assert desk.grants("free") == {"models": ["*"]}
-
-
-def test_every_limit_and_quota_has_an_option(desk: Desk) -> None:
-    desk.told("tenants", "create", "acme", "--bytes-per-day", "5", "--bytes-per-month", "6", "--request-bytes", "7")
-    assert desk.grants() == {
-        "models": ["*"],
-        "limits": {"request_bytes": 7},
-        "quotas": {"bytes_per_day": 5, "bytes_per_month": 6},
-    }
-
-
-def test_certificates_are_taken_away(desk: Desk) -> None:
-    desk.told("tenants", "create", "acme", "--certificate", "spiffe://x/a")
-    assert "choose one" in desk.refused("tenants", "change", "acme", "--certificate", "b", "--no-certificates")
-    desk.told("tenants", "change", "acme", "--no-certificates")
-    assert desk.grants() == {"models": ["*"]}
-
-
-@pytest.mark.parametrize(
-    ("first", "second"),
-    [
-        ("spiffe://x/a/b", "spiffe://x/a/*"),
-        ("spiffe://x/a/*", "spiffe://x/a/b"),
-        ("spiffe://x/a", "spiffe://x/a"),
-        ("A.example", "a.EXAMPLE"),
-    ],
-)
-def test_a_certificate_stands_for_one_tenant(desk: Desk, first: str, second: str) -> None:
-    desk.told("tenants", "create", "a", "--certificate", first)
-    desk.told("tenants", "create", "b", "--certificate", "spiffe://x/b")
-    for word, name in (("create", "c"), ("change", "b")):
-        assert "stands for tenant a already" in desk.refused("tenants", word, name, "--certificate", second)
-    assert desk.grants("b") == {"models": ["*"], "certificates": ["spiffe://x/b"]}
-    assert "no tenant c" in desk.refused("tenants", "show", "c")
-    desk.told("tenants", "change", "a", "--certificate", first, "--concurrency", "1")
-
-
-def test_certificates_of_a_tenant_that_can_not_be_read_hold_up_nobody(desk: Desk) -> None:
-    store = desk.store()
-    with store.transaction() as c:
-        create_tenant(c, "odd", {"certificates": ["spiffe://x/a"], "models": 5}, now=NOW)
-    store.close()
-    desk.told("tenants", "create", "a", "--certificate", "spiffe://x/a")
-
-
-# Keys.
-
-
-def test_a_key_is_printed_once_and_kept_as_a_hash(desk: Desk, tmp_path: Path) -> None:
-    desk.acme()
-    status, out, err = desk.run("keys", "create", "acme", "--id", "ops-1", "--admin", "--days", "1")
-    assert status == 0
-    assert err == "The key, shown only now:\n"
-    prefix, key_id, secret = out.strip().split("_", 2)
-    assert (prefix, key_id) == ("hr", "ops-1")
-    shown = json.loads(desk.told("keys", "show", "ops-1", "--json"))
-    assert (shown["tenant"], shown["roles"], shown["state"]) == ("acme", ["admin"], "active")
-    assert datetime.fromisoformat(shown["expires"]) == NOW + timedelta(days=1)
-    stored = b"".join(path.read_bytes() for path in tmp_path.iterdir())
-    assert secret.encode() not in stored
-    assert hashlib.sha256(secret.encode()).hexdigest().encode() in stored
-
-
-def test_a_key_of_a_tenant_that_is_elsewhere_is_made_with_a_word(desk: Desk) -> None:
-    status, _, err = desk.run("keys", "create", "elsewhere")
-    assert status == 0
-    assert "the database has no tenant elsewhere" in err
-
-
-def test_a_key_is_disabled_and_enabled(desk: Desk) -> None:
-    desk.told("keys", "create", "acme", "--id", "k")
-    desk.told("keys", "disable", "k")
-    assert rows(desk.told("keys", "list", "acme"))[0][3] == "disabled"
-    desk.told("keys", "enable", "k")
-    assert rows(desk.told("keys", "list"))[0][3] == "active"
-    assert desk.told("keys", "list", "other", "--json") == "[]\n"
-
-
-def test_a_rotated_key_goes_on_for_a_while_and_hands_on_what_it_may(desk: Desk) -> None:
-    desk.told("keys", "create", "acme", "--id", "old", "--observer")
-    made = json.loads(desk.told("keys", "rotate", "old", "--id", "new", "--hours", "2", "--json"))
-    assert made["key"].startswith("hr_new_")
-    keys = {each["id"]: each for each in json.loads(desk.told("keys", "list", "--json"))}
-    assert (keys["new"]["roles"], keys["new"]["expires"]) == (["observer"], None)
-    assert datetime.fromisoformat(keys["old"]["expires"]) == NOW + timedelta(hours=2)
-    desk.told("keys", "rotate", "old", "--hours", "200")
-    assert json.loads(desk.told("keys", "show", "old", "--json"))["expires"] == keys["old"]["expires"]
-    desk.told("keys", "rotate", "old", "--hours", "0")
-    assert json.loads(desk.told("keys", "show", "old", "--json"))["state"] == "expired"
-
-
-def test_a_key_that_is_refused_gets_no_successor(desk: Desk, clock: list[datetime]) -> None:
-    desk.told("keys", "create", "acme", "--id", "off")
-    desk.told("keys", "create", "acme", "--id", "over", "--days", "1")
-    desk.told("keys", "disable", "off")
-    clock[0] += timedelta(days=1)
-    for key_id, state in (("off", "disabled"), ("over", "expired")):
-        told = desk.refused("keys", "rotate", key_id)
-        assert f"key {key_id} is {state}" in told
-        assert "headrace keys create acme" in told
-    assert [row[0] for row in rows(desk.told("keys", "list"))] == ["off", "over"]
-
-
-def test_a_successor_without_the_end_that_a_key_had_is_told(desk: Desk) -> None:
-    desk.told("keys", "create", "acme", "--id", "k", "--days", "9")
-    _, _, err = desk.run("keys", "rotate", "k", "--id", "ends", "--days", "9")
-    assert "had an end" not in err
-    _, _, err = desk.run("keys", "rotate", "k", "--id", "new")
-    assert "k had an end, new has none: --days gives one" in err
-    _, _, err = desk.run("keys", "rotate", "new")
-    assert "had an end" not in err
-
-
-@pytest.mark.parametrize(
-    ("words", "number"),
-    [
-        *((words, number) for words in ("create acme --days", "rotate k --days") for number in ("1e300", "1e7", "inf")),
-        ("new --tenant acme --days", "1e7"),
-        *(("rotate k --hours", number) for number in ("1e300", "1e9", "inf")),
-    ],
-)
-def test_a_span_that_no_calendar_has_is_told(desk: Desk, words: str, number: str) -> None:
-    desk.told("keys", "create", "acme", "--id", "k")
-    typed = words.split()
-    told = desk.refused("keys", *typed, number)
-    assert told == f"headrace: {typed[-1]} {float(number):g}: too far away\n"
-    assert len(rows(desk.told("keys", "list"))) == 1
-
-
-def test_a_use_without_calls_is_a_use(desk: Desk) -> None:
-    desk.told("keys", "create", "acme", "--id", "k")
-    assert rows(desk.told("keys", "list"))[0][5:] == ["-"]
-    store = desk.store()
-    amounts = {UsageKey(NOW.replace(minute=0, second=0), "acme", "k", "simple"): Amounts()}
-    with store.transaction() as c:
-        sum_batch(c, Batch("t", 0, None, 1, [SourceReport("s", 1, amounts, {"k": NOW})]), now=NOW)
-        sum_batch(c, Batch("t", 0, 1, 2, [SourceReport("s", 2, {}, {"k": NOW + timedelta(hours=1)})]), now=NOW)
-    store.close()
-    assert rows(desk.told("keys", "list"))[0][5:] == ["2026-12-01", "00:59"]
-
-
-def test_a_key_that_is_there_or_is_not_is_told(desk: Desk) -> None:
-    desk.told("keys", "create", "acme", "--id", "k")
-    assert "there is a key k" in desk.refused("keys", "create", "acme", "--id", "k")
-    for word in ("show", "disable", "enable", "rotate"):
-        assert "no key other" in desk.refused("keys", word, "other")
-    assert "--id: 1 to 64" in desk.refused("keys", "create", "acme", "--id", "a_b")
 
 
 # Usage.
@@ -367,7 +91,8 @@ def test_usage_is_csv_or_json_by_what_is_asked_for(desk: Desk, used: datetime) -
         (hour, "", "0"),
         (hour, "k", "3"),
     ]
-    assert json.loads(desk.told("usage", "acme", "--since", "1h", "--by", "day", "--format", "json")) == [
+    by_day = ("--by", "day", "--by", "day")  # the second one says nothing new
+    assert json.loads(desk.told("usage", "acme", "--since", "1h", *by_day, "--format", "json")) == [
         {
             "day": used.strftime("%Y-%m-%d"),
             "calls": 3,
@@ -375,6 +100,19 @@ def test_usage_is_csv_or_json_by_what_is_asked_for(desk: Desk, used: datetime) -
             "response_bytes": 20,
             "model_seconds": 1.5,
         }
+    ]
+
+
+def test_what_is_left_of_quotas_is_shown(desk: Desk, used: datetime) -> None:
+    del used
+    desk.told(
+        "tenants", "create", "acme", "--calls-per-day", "5", "--model-seconds-per-month", "1", "--concurrency", "2"
+    )
+    assert rows(desk.told("limits", "show", "acme")) == [
+        ["the", "tenant", "concurrency", "2"],
+        ["the", "tenant", "calls_per_day", "5", "3", "2"],
+        ["the", "tenant", "model_seconds_per_month", "1", "1.5", "0"],
+        ["the", "tenant", "warn_at", "0.8"],
     ]
 
 
@@ -433,6 +171,21 @@ def test_every_act_is_told_with_who_did_it_and_what_it_made(desk: Desk, clock: l
     assert acts[7]["detail"] == {"successor": "j", "taken_until": ends, "expires": None}
 
 
+def test_what_is_so_already_is_no_act(desk: Desk) -> None:
+    desk.acme()
+    desk.told("keys", "create", "acme", "--id", "k")
+    for words in (("tenants", "disable", "acme"), ("keys", "disable", "k"), ("tenants", "enable", "acme")):
+        assert "already" not in desk.told(*words)
+    assert desk.told("tenants", "enable", "acme") == "tenant acme is active already\n"
+    assert desk.told("keys", "disable", "k") == "key k is disabled already\n"
+    acts = json.loads(desk.told("database", "log", "--json"))
+    assert [(each["act"], each["revision"]) for each in acts[-3:]] == [
+        ("tenants disable", 3),
+        ("keys disable", 4),
+        ("tenants enable", 5),
+    ]
+
+
 def test_what_is_refused_is_no_act(desk: Desk) -> None:
     desk.acme()
     desk.refused("tenants", "create", "acme")
@@ -451,6 +204,7 @@ def test_the_last_acts_are_told_of_a_span_and_so_many(desk: Desk, clock: list[da
 
 
 def test_no_secret_is_in_the_log(desk: Desk) -> None:
+    desk.acme()
     made = desk.told("keys", "create", "acme", "--id", "k").strip()
     log = desk.told("database", "log", "--json")
     secret = made.split("_", 2)[2]

@@ -213,7 +213,8 @@ def test_the_smallest_of_all_sizes_holds() -> None:
 
     with pytest.raises(RequestTooLarge) as caught:
         at.enter(ONE, size=51)
-    assert caught.value.metadata == {"limit_bytes": "50"}
+    assert caught.value.metadata == {"limit_bytes": "50", "scope": "model simple"}
+    assert "more than the 50 bytes that the limit of model simple takes" in caught.value.message
     assert at.come(model="text_a", size=100) is None
 
 

@@ -334,6 +334,22 @@ async def test_an_answer_for_a_caller_who_left_is_a_stray() -> None:
     assert calls.strays == 1
 
 
+async def test_what_waits_is_told_by_model() -> None:
+    now = 10.0
+    calls = WaitingCalls(max_calls=9, max_bytes=9, clock=lambda: now)
+    first = waiting(calls)
+    now = 13.0
+    waiting(calls, call_id=b"2", sent_to=None)
+    now = 15.0
+
+    [(model, told)] = calls.by_model().items()
+
+    assert model == first.model
+    assert (told.calls, told.unowned, told.oldest_seconds) == (2, 1, 5.0)
+    calls.end(first, 1)
+    assert calls.by_model()[model].oldest_seconds == 2.0
+
+
 async def test_a_call_that_nobody_has_yet_outlives_every_router() -> None:
     """It waits in the log of a pool that sleeps."""
     calls = WaitingCalls(max_calls=1, max_bytes=1)

@@ -29,6 +29,7 @@ from gateway.infer import METHOD as MODEL_INFER
 from gateway.infer import Proof
 from gateway.settings import GrpcSettings
 from gateway.status import Context, abort, code_of
+from gateway.traces import CallTraces
 from headrace.runtime.lifecycle import Unstartable
 
 OTHER = "/inference.GRPCInferenceService/Other"
@@ -93,7 +94,7 @@ class Edge:
 
 
 @asynccontextmanager
-async def opened(asked_first: WhoCalls | None = None) -> AsyncIterator[Edge]:
+async def opened(asked_first: WhoCalls | None = None, traces: CallTraces | None = None) -> AsyncIterator[Edge]:
     made_for: list[Caller] = []
     made: asyncio.Queue[Caller] = asyncio.Queue()
     full = asyncio.Event()
@@ -121,7 +122,7 @@ async def opened(asked_first: WhoCalls | None = None) -> AsyncIterator[Edge]:
     slowed = Slowed(Failures(burst=3, delay_seconds=HOUR))
     handlers = CallHandlers(
         Callers([], asked_first, [verify]),
-        infer,
+        {MODEL_INFER: infer},
         {
             OTHER: grpc.unary_unary_rpc_method_handler(other),
             STREAM: grpc.stream_stream_rpc_method_handler(stream),
@@ -129,6 +130,7 @@ async def opened(asked_first: WhoCalls | None = None) -> AsyncIterator[Edge]:
         audit=Audit(lambda: 0.0),
         slowed=slowed,
         full=full.is_set,
+        traces=traces,
     )
     server = edge_server(LIMIT, [handlers, Fallback()])
     port = open_port(server, GrpcSettings(host="127.0.0.1", port=0))

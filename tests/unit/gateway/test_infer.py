@@ -25,6 +25,7 @@ from gateway.infer import METHOD, CallTerms, ModelInfer, random_ids
 from gateway.quotas import Accounts
 from gateway.registry import Registry
 from gateway.status import Handler
+from gateway.traces import CallTraces
 from headrace.bus.envelope import read_envelope
 from headrace.bus.memory.answers import MemoryAnswerHub, MemoryAnswerLinks, MemoryLink, MemoryNetwork
 from headrace.bus.memory.requests import MemoryConsumer, MemoryPublisher, MemoryRequestLog
@@ -179,6 +180,7 @@ async def started(
     publisher: RequestPublisher | None = None,
     admission: Admission | None = None,
     usage: UsageMeter | None = None,
+    traces: CallTraces | None = None,
     **terms: Any,
 ) -> AsyncIterator[Rig]:
     """The call path on a port of its own, and a router that is attached and reads the log."""
@@ -212,6 +214,7 @@ async def started(
             hub=hub,
             admission=admission or admitting(),
             usage=usage or UsageMeter("gateway/a/1"),
+            traces=traces,
         )
         server = grpc.aio.server()
         service, method = METHOD.strip("/").split("/")

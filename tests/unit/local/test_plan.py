@@ -1,6 +1,7 @@
 """The plan of a stack: ports and settings of every process."""
 
 import contextlib
+import os
 import socket
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from aggregator.settings import AggregatorSettings
 from gateway.settings import GatewaySettings
 from headrace.local import plan
+from headrace.local.database import PASSWORD_FILE
 from headrace.local.options import UpOptions, UsageError
 from headrace.local.ports import FreePorts, holder, is_free
 from headrace.local.supervisor import Component
@@ -194,6 +196,37 @@ def test_the_users_pool_reaches_gateways_and_routers(
     monkeypatch.setenv("HEADRACE_POOL__NAME", "mine")
 
     assert {settings.pool.name for settings in _settings(elsewhere, secrets)} == {"mine"}
+
+
+def test_a_password_that_nothing_here_is_opened_with_reaches_no_process(
+    options: UpOptions, secrets: plan.Secrets, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It may be exported for other commands; a process refuses to start with one that it has no use for."""
+    (tmp_path / "password").write_text("x")
+    named = (PASSWORD_FILE, plan.REDIS_PASSWORD_FILE)
+    for name in named:
+        monkeypatch.setenv(name, str(tmp_path / "password"))
+
+    def reached(options: UpOptions) -> list[set[str]]:
+        made = plan.make_plan(options)
+        programs = (
+            plan.gateway_component(made, made.gateways[0], secrets, cwd=tmp_path).make_program(),
+            plan.aggregator_component(made, made.aggregator, cwd=tmp_path).make_program(),
+        )
+        return [set(named) & program.environment(os.environ).keys() for program in programs]
+
+    assert reached(options) == [set(), set()]
+    assert reached(replace(options, database="postgresql://u@db/x", redis="redis:6379")) == [set(named), set(named)]
+    monkeypatch.setenv(plan.REDIS_URL, "redis://elsewhere")
+    assert reached(options)[0] == {plan.REDIS_PASSWORD_FILE}
+
+
+def test_the_policy_in_force_is_the_users_own_where_there_is_one(
+    secrets: plan.Secrets, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert plan.policy_file(secrets, cwd=tmp_path) == secrets.policy_file
+    monkeypatch.setenv("HEADRACE_GATEWAY__POLICY_FILE", "mine.yaml")
+    assert plan.policy_file(secrets, cwd=tmp_path) == tmp_path / "mine.yaml"
 
 
 def test_what_the_environment_says_of_malloc_and_grpc_wins(

@@ -21,9 +21,9 @@ class Gateway:
         self.tells = tells
         self._asked = asyncio.Semaphore(0)
 
-    def metrics(self) -> bytes:
+    def metrics(self) -> list[bytes]:
         self._asked.release()
-        return self.tells.encode()
+        return [self.tells.encode()]
 
     async def asked(self, times: int) -> None:
         async with asyncio.timeout(PATIENCE_SECONDS):

@@ -8,7 +8,16 @@ import pytest
 from headrace.local import state
 from headrace.local.probe import Probe
 
-ENDPOINTS = state.Endpoints(grpc=["a:1"], admin=["a:2"], reply=["a:3"], kafka="a:4", triton=[], router_admin=[])
+ENDPOINTS = state.Endpoints(
+    grpc=["a:1"],
+    http="a:5",
+    envoy_admin="a:6",
+    admin=["a:2"],
+    reply=["a:3"],
+    kafka="a:4",
+    triton=[],
+    router_admin=[],
+)
 
 
 def description(*, pid: int, started: int) -> state.Description:
@@ -26,6 +35,8 @@ def description(*, pid: int, started: int) -> state.Description:
         ready=True,
         state_dir="/s",
         key_file="/s/key",
+        database="sqlite:////s/headrace.db",
+        policy_file="/s/tenants.yaml",
         endpoints=ENDPOINTS,
         components=[component],
     )

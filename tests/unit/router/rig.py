@@ -10,8 +10,9 @@ from headrace.bus.envelope import SCHEMA_VERSION
 from headrace.bus.memory.answers import MemoryAnswerHub, MemoryAnswerLinks, MemoryNetwork
 from headrace.bus.memory.requests import MemoryConsumer, MemoryRequestLog
 from headrace.bus.protocols import Failure, Link, Outcome, Record, RouterKey, TopicPartition
-from headrace.bus.v1.envelope_pb2 import METHOD_MODEL_INFER, Envelope, Metadatum, Method
+from headrace.bus.v1.envelope_pb2 import METHOD_MODEL_INFER, Envelope, Metadatum, Method, TraceContext
 from router.intake import Intake
+from router.traces import RecordTraces
 
 POOL, GROUP, GATEWAY, INCARNATION = "default", "routers", "127.0.0.1:7", 70
 AN_HOUR = 3600.0
@@ -95,7 +96,12 @@ class Rig:
     """One router's intake, connected. Enter it inside a running loop."""
 
     def __init__(
-        self, *, partitions: int = 2, max_waiting_bytes: int = 1 << 20, topics: Sequence[str] = ("t",)
+        self,
+        *,
+        partitions: int = 2,
+        max_waiting_bytes: int = 1 << 20,
+        topics: Sequence[str] = ("t",),
+        traces: RecordTraces | None = None,
     ) -> None:
         self.log = MemoryRequestLog()
         self.network = MemoryNetwork()
@@ -109,6 +115,7 @@ class Rig:
             max_waiting_bytes=max_waiting_bytes,
             triton_lost=self._look_after_triton,
             used=lambda *used: self.used.append(used),
+            traces=traces,
             clock=lambda: self.now,
         )
         self.consumer = MemoryConsumer(self.log, group=GROUP, events=self)
@@ -154,6 +161,7 @@ class Rig:
         schema_version: int = SCHEMA_VERSION,
         metadata: Sequence[Metadatum] = (),
         tenant: str = "acme",
+        trace_context: TraceContext | None = None,
     ) -> tuple[TopicPartition, int]:
         """Put a call into the log. Returns where it stands."""
         place = TopicPartition(topic, partition)
@@ -167,6 +175,7 @@ class Rig:
             attempt=attempt,
             tenant=tenant,
             metadata=metadata,
+            trace_context=trace_context,
         )
         offset = self.log.append(place, call_id, envelope.SerializeToString(), call_id if payload is None else payload)
         return place, offset

@@ -31,7 +31,7 @@ async def test_a_call_is_run_with_its_metadata_and_remaining_time_and_answered(r
     assert 29 < began.seconds <= 30
     assert list(began.metadata) == metadata
     assert rig.answers.heard == [(b"c", 1, b"result")]
-    assert rig.intake.ended == {"answered": 1}
+    assert +rig.intake.ended == {"answered": 1}
 
 
 async def test_what_the_model_server_says_of_a_call_goes_home_as_it_is(rigged: MakeRig) -> None:
@@ -280,7 +280,7 @@ async def test_an_expired_call_is_not_run(rigged: MakeRig) -> None:
     await rig.commit()
 
     assert not rig.server.begun
-    assert rig.intake.ended == {"expired": 1}
+    assert +rig.intake.ended == {"expired": 1}
     assert rig.committed() == 1
 
 
@@ -377,7 +377,7 @@ async def test_a_record_that_can_not_be_read_is_skipped_and_said(
         await settle()
 
     assert list(rig.server.running) == [b"good"]
-    assert rig.intake.ended == {"unreadable": 3, "method_unknown": 1}
+    assert +rig.intake.ended == {"unreadable": 3, "method_unknown": 1}
     assert [record.event for record in caplog.records] == ["record_unreadable"] * 3  # type: ignore[attr-defined]
 
 
@@ -412,7 +412,7 @@ async def test_the_calls_of_a_gateway_that_is_gone_are_skipped(rigged: MakeRig, 
     await settle()
     await rig.commit()
 
-    assert rig.intake.ended == {"gateway_gone": 1}
+    assert +rig.intake.ended == {"gateway_gone": 1}
     assert not rig.server.begun
     assert rig.committed() == 1
 
@@ -425,7 +425,7 @@ async def test_the_calls_of_an_address_that_may_not_be_dialled_are_skipped(rigge
     rig.publish(b"c", gateway=("10.1.1.1:1", 1))
     await settle()
 
-    assert rig.intake.ended == {"gateway_gone": 1}
+    assert +rig.intake.ended == {"gateway_gone": 1}
 
 
 async def test_a_gateway_that_takes_no_answers_holds_up_only_its_own_calls(rigged: MakeRig) -> None:

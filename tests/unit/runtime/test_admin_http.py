@@ -13,7 +13,7 @@ async def test_probes_and_metrics() -> None:
     now = Readiness(ready=False, text="the broker does not answer yet")
 
     async with (
-        admin_http("127.0.0.1", 0, readiness=lambda: now, metrics=lambda: b"up 1\n") as port,
+        admin_http("127.0.0.1", 0, readiness=lambda: now, metrics=lambda: [b"up ", b"1\n"]) as port,
         aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session,
     ):
         async with session.get("/livez") as alive:
@@ -32,7 +32,7 @@ async def test_probes_and_metrics() -> None:
 async def test_a_busy_port_says_what_to_do() -> None:
     with socket.create_server(("127.0.0.1", 0)) as busy:
         port = busy.getsockname()[1]
-        server = admin_http("127.0.0.1", port, readiness=lambda: Readiness(ready=True, text=""), metrics=lambda: b"")
+        server = admin_http("127.0.0.1", port, readiness=lambda: Readiness(ready=True, text=""), metrics=list)
 
         with pytest.raises(Unstartable, match=rf"cannot listen on 127\.0\.0\.1:{port}.*in use.*another port"):
             await server.__aenter__()

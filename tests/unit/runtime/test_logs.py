@@ -2,8 +2,12 @@
 
 import json
 import logging
+import math
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from headrace.runtime.logs import JsonLines, TextLines
 
@@ -67,3 +71,76 @@ def test_text_reads_like_a_line() -> None:
     line = TextLines().format(record(event="call_refused", reason="KEY_MISSING"))
 
     assert line.endswith("WARNING call refused reason=KEY_MISSING [call_refused]")
+
+
+class Broken:
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        (math.nan, None),
+        (math.inf, None),
+        (1 << 64, str(1 << 64)),
+        (10**5000, "<int: ValueError>"),
+        (
+            {"a": {"password": "p4ss", "n": math.nan}, 1: (2, b"xyz")},
+            {"a": {"password": "***", "n": None}, "1": [2, "<3 bytes>"]},
+        ),
+        ({("no", "key"): 1}, {"('no', 'key')": 1}),
+        (Broken(), "<Broken: RuntimeError>"),
+        ("half a \udc80 pair", "half a ? pair"),
+        (b"tensor", "<6 bytes>"),
+        ([[[[[[1]]]]]], [[[["[[1]]"]]]]),
+    ],
+    ids=["no", "infinite", "wide", "wider", "nested", "names", "broken", "half", "bytes", "deep"],
+)
+def test_what_json_does_not_have_costs_neither_the_line_nor_its_form(value: object, written: object) -> None:
+    line = JsonLines("gateway").format(record(event="e", value=value))
+
+    assert json.loads(line, parse_constant=refused)["value"] == written
+    line.encode("utf-8")
+
+
+@pytest.mark.parametrize("formatter", [JsonLines("gateway"), TextLines()])
+@pytest.mark.parametrize("value", ["x" * 1_000_000, ["x" * 100] * 100_000, {str(n): n for n in range(100_000)}])
+def test_a_line_is_bounded(formatter: logging.Formatter, value: object) -> None:
+    """Container runtimes cut lines of more than 16 KiB, and Loki refuses those of more than 256 KiB."""
+    assert len(formatter.format(record("x" * 1_000_000, value=value))) < 16_384
+
+
+def test_a_traceback_is_bounded_and_keeps_its_end() -> None:
+    failed = record(event="process_failed")
+    failed.exc_info = (LookupError, LookupError("x" * 1_000_000 + " the end"), None)
+
+    exception = json.loads(JsonLines("gateway").format(failed))["exception"]
+
+    assert exception.endswith(" the end")
+    assert len(exception) < 20_000
+
+
+@pytest.mark.parametrize("formatter", [JsonLines("gateway"), TextLines()])
+def test_prose_that_does_not_fit_its_arguments_is_written_as_it_is(formatter: logging.Formatter) -> None:
+    assert "%d calls (TypeError in its arguments)" in formatter.format(record("%d calls", "many"))
+
+
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()) | st.binary()
+KEYS = st.text() | st.integers() | st.tuples(st.text())
+
+
+@given(st.dictionaries(st.text().map("a_{}".format), LEAVES | st.lists(LEAVES) | st.dictionaries(KEYS, LEAVES)))
+def test_whatever_fields_hold_a_line_is_one_object(fields: dict[str, Any]) -> None:
+    made = record()
+    vars(made).update(fields)
+
+    line = JsonLines("gateway").format(made)
+
+    assert "\n" not in line
+    told = json.loads(line.encode("utf-8"), parse_constant=refused)
+    assert (told["process"], told["logger"], told["message"]) == ("gateway", "gateway.edge", "call refused")
+
+
+def refused(constant: str) -> None:
+    pytest.fail(f"{constant} is no JSON")
