@@ -14,6 +14,7 @@ from gateway.access import Access
 from gateway.administration import SERVICE, Administration
 from gateway.calls import WaitingCalls
 from gateway.catalog import Catalog
+from gateway.delivery import Delivery, DeliveryTerms
 from gateway.edge import CallHandlers, edge_server, open_port
 from gateway.errors import ShuttingDown
 from gateway.health import SERVICE as HEALTH_SERVICE
@@ -33,7 +34,7 @@ from headrace.bus.answers.wire import Trust
 from headrace.bus.beacon import Beacon
 from headrace.bus.control import KafkaAnnouncements, KafkaUsage, TopicMissingError, Topics, until_own_topics
 from headrace.bus.log import KafkaPublisher
-from headrace.bus.protocols import LogUnavailableError, Outcome, RouterKey, UsageLog
+from headrace.bus.protocols import LogError, LogUnavailableError, Outcome, RouterKey, UsageLog
 from headrace.bus.usage import UsageMeter
 from headrace.bus.v1.announcement_pb2 import Announcement, GatewayHeartbeat
 from headrace.runtime import logs
@@ -104,7 +105,21 @@ class Gateway:
             client_id=self._client_id,
             max_message_bytes=limit,
             delivery_seconds=min(own.delivery_seconds, own.deadlines.maximum_seconds),
-            on_failure=self._calls.publish_failed,
+            on_failure=self._publish_failed,
+        )
+        self._delivery = Delivery(
+            terms=DeliveryTerms(
+                pool=self._pool,
+                pool_may_sleep=own.pool_may_sleep,
+                attempts=own.attempts,
+                owner_wait_seconds=own.owner_wait_seconds,
+            ),
+            registry=self._registry,
+            calls=self._calls,
+            publisher=self._publisher,
+            hub=self._hub,
+            clock=asyncio.get_running_loop().time,
+            turn=self._incarnation & 0xFFFF,
         )
         self._administration = Administration(
             pool=self._pool,
@@ -117,7 +132,7 @@ class Gateway:
             seconds=self._seconds,
             max_message_bytes=limit,
         )
-        self._registry.subscribe(self._models_changed)
+        self._registry.subscribe(self._delivery.models_changed)
         self.background = Background()
 
     async def start(self, owned: AsyncExitStack, stop: asyncio.Event) -> None:
@@ -136,18 +151,15 @@ class Gateway:
         self._reply_address = join_address(own.reply.advertised_host or own.reply.host, reply_port)
         self._infer = ModelInfer(
             terms=CallTerms(
-                pool=self._pool,
                 reply_address=self._reply_address,
                 incarnation=self._incarnation,
                 default_deadline_seconds=own.deadlines.default_seconds,
                 maximum_deadline_seconds=own.deadlines.maximum_seconds,
                 max_message_bytes=self._settings.topics.max_message_bytes,
-                pool_may_sleep=own.pool_may_sleep,
             ),
             registry=self._registry,
             calls=self._calls,
-            publisher=self._publisher,
-            hub=self._hub,
+            delivery=self._delivery,
             admission=self.access.admission,
             usage=self._usage,
             traces=traces,
@@ -160,13 +172,24 @@ class Gateway:
             slowed=self.access.slowed,
             full=self._calls.full,
             traces=traces,
+            count=self._infer.tally.refused_at_the_door,
         )
         self.access.subscribe(self._call_handlers.identities_changed)
-        server = edge_server(self._settings.topics.max_message_bytes, self._handlers())
+        server = edge_server(
+            self._settings.topics.max_message_bytes,
+            self._handlers(),
+            connection_age_seconds=own.grpc.connection_age_seconds,
+        )
         self._port = open_port(server, own.grpc)
         lag = LoopLag()
         measured = instruments(
-            self._registry, self._calls, self._infer.tally, self.access, cancelled=lambda: self._hub.cancelled, lag=lag
+            self._registry,
+            self._calls,
+            self._infer.tally,
+            self.access,
+            republished=self._delivery.republished,
+            cancelled=lambda: self._hub.cancelled,
+            lag=lag,
         )
         telemetry = Telemetry(*measured)
         await enter(admin_http(own.admin.host, own.admin.port, readiness=self._readiness, metrics=telemetry.parts))
@@ -212,14 +235,17 @@ class Gateway:
         except TimeoutError:
             cut = len(self._calls) + self._administration.under_way
             _log.warning("calls were cut off", extra={"event": "calls_cut", "calls": cut})
-            self._calls.refuse_all(ShuttingDown, self._infer.abandon)
+            self._calls.refuse_all(ShuttingDown, self._delivery.abandon)
         self._health.close()
 
     def _methods(self) -> dict[str, Handler]:
         own = Catalog(self._registry, pool_may_sleep=self._settings.gateway.pool_may_sleep)
         methods = catalog.handlers(own, self.access.callers, self.access.admission) | self._administration.handlers()
         return {f"/{SERVICE}/{name}": handler for name, handler in methods.items()} | rest.handlers(
-            methods, self._settings.topics.max_message_bytes
+            methods,
+            self.access.callers,
+            self._settings.topics.max_message_bytes,
+            self._settings.gateway.rest_json_bytes,
         )
 
     def _handlers(self) -> list[grpc.GenericRpcHandler]:
@@ -280,11 +306,14 @@ class Gateway:
             return Readiness(ready=False, text="the database does not answer yet")
         return Readiness(ready=True, text="ready")
 
+    def _publish_failed(self, call_id: bytes, attempt: int, error: LogError) -> None:
+        self._delivery.publish_failed(call_id, attempt, error)
+
     # What the routers say (HubEvents).
 
     def answered(self, call_id: bytes, attempt: int, outcome: Outcome) -> None:
         """See HubEvents.answered."""
-        self._calls.answered(call_id, attempt, outcome)
+        self._delivery.answered(call_id, attempt, outcome)
 
     def attached(self, router: RouterKey) -> None:
         """See HubEvents.attached."""
@@ -299,10 +328,9 @@ class Gateway:
         self._registry.detached(router)
         if router in self._left:
             self._left.remove(router)
-            now = asyncio.get_running_loop().time()
-            self._calls.router_left(router, now, self._is_served, self._infer.abandon)
+            self._delivery.router_left(router)
         else:
-            self._calls.router_lost(router, self._infer.abandon)
+            self._delivery.router_lost(router)
 
     # What the announcements say.
 
@@ -320,18 +348,6 @@ class Gateway:
         if self._caught_up.is_set() and self.access.ready:
             self._health.serve()
 
-    def _models_changed(self, models: frozenset[str]) -> None:
-        self._calls.owners_changed(models, self._owner_of)
-
-    def _owner_of(self, model: str, partition: int) -> RouterKey | None:
-        known = self._registry.models.get(model)
-        owners = known.owners if known is not None else ()
-        return next((owner.router for owner in owners if partition in owner.partitions), None)
-
-    def _is_served(self, model: str) -> bool:
-        known = self._registry.models.get(model)
-        return known is not None and known.ready
-
     async def _tick(self) -> None:
         clock = asyncio.get_running_loop().time
         while True:
@@ -342,5 +358,5 @@ class Gateway:
         for router, at in self._hub.heard_at.items():
             self._registry.heard(router, at)
         for router in self._registry.advance(now):
-            self._calls.router_lost(router, self._infer.abandon)
-        self._calls.advance(now, self._is_served, self._infer.abandon)
+            self._delivery.router_lost(router)
+        self._delivery.advance(now)

@@ -1,20 +1,19 @@
 """The calls that wait for an answer: one future each, known by call id.
 
-Every call ends exactly once: by its answer, by a refusal (its router is gone, the log did not take it, its deadline
-passed), or by the caller who leaves. Whatever comes later for the same id is dropped.
+Every call ends exactly once: by its answer, by a refusal (nobody is left to run it, the log did not take it, its
+deadline passed), or by the caller who leaves. Whatever comes later for the same id is dropped. `gateway.delivery` says
+what becomes of a call until then.
 """
 
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
-from gateway.errors import DeadlineExceeded, GatewayFull, LogFull, LogUnavailable, Refusal, RequestTooLarge, RouterLost
+from gateway.errors import DeadlineExceeded, GatewayFull, LogFull, LogUnavailable, Refusal, RequestTooLarge
+from gateway.traces import CallTrace
 from headrace.bus.protocols import LogError, LogFullError, Outcome, RecordTooLargeError, RouterKey, TopicPartition
-
-TAKE_OVER_SECONDS = 2.0
-"""How long a call that a router left behind may be without an owner: longer than its group takes to give it one."""
 
 
 @dataclass(slots=True, eq=False)
@@ -28,10 +27,17 @@ class Call:
     """The partition's owner when it was published."""
     expire_time_unix_micros: int
     answer: asyncio.Future[Outcome]
+    envelope: bytes = b""
+    """As of the first attempt, without what is told of its trace."""
+    request: bytes = b""
+    trace: CallTrace | None = None
     attempt: int = 1
+    """The attempt that is under way, or the next one while there is none."""
     began_at: float = 0.0
     routers: tuple[RouterKey, ...] = ()
     """Who may have it: that owner, and who owned the partition since."""
+    lost_by: tuple[RouterKey, ...] = ()
+    """Who may have had the attempts that were lost."""
 
     def __post_init__(self) -> None:
         if self.sent_to is not None:
@@ -54,7 +60,7 @@ class InFlight:
 
 
 class WaitingCalls:
-    """All calls of one gateway that wait; see HubEvents for where answers come from."""
+    """All calls of one gateway that wait."""
 
     def __init__(self, *, max_calls: int, max_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -64,7 +70,6 @@ class WaitingCalls:
         self._bytes = 0
         self.outstanding: dict[RouterKey, int] = {}
         """Calls under way by the router that they were sent to."""
-        self._untaken: dict[Call, float] = {}  # those that a router left behind, and until when they are kept
         self.strays = 0
         """Answers for calls that did not wait any more."""
         self.delivery_failures: Counter[str] = Counter(
@@ -76,6 +81,15 @@ class WaitingCalls:
 
     def __len__(self) -> int:
         return len(self._calls)
+
+    def __iter__(self) -> Iterator[Call]:
+        """Those that have not ended, oldest first. None may begin or be let go of meanwhile."""
+        return (call for call in self._calls.values() if not call.answer.done())
+
+    def waiting(self, call_id: bytes) -> Call | None:
+        """The call of this id, unless it has ended."""
+        call = self._calls.get(call_id)
+        return None if call is None or call.answer.done() else call
 
     @property
     def request_bytes(self) -> int:
@@ -107,7 +121,7 @@ class WaitingCalls:
         self._bytes += size
         self._empty.clear()
         if call.sent_to is not None:
-            self.outstanding[call.sent_to] = self.outstanding.get(call.sent_to, 0) + 1
+            self._took(call.sent_to)
 
     def end(self, call: Call, size: int) -> None:
         """Let go of a call, whatever became of it; once for each `begin`, with the same size."""
@@ -118,13 +132,15 @@ class WaitingCalls:
         if not self._calls:
             self._empty.set()
 
-    def answered(self, call_id: bytes, _attempt: int, outcome: Outcome) -> None:
-        """An answer came: the first one of any attempt counts."""
-        call = self._calls.get(call_id)
-        if call is None or call.answer.done():
-            self.strays += 1
-        else:
-            call.answer.set_result(outcome)
+    def assign(self, call: Call, place: TopicPartition, router: RouterKey | None) -> None:
+        """A call goes to another place, and nobody else has it any more."""
+        if call.sent_to is not None:
+            self._release(call.sent_to)
+        call.place, call.sent_to = place, router
+        call.routers = ()
+        if router is not None:
+            call.routers = (router,)
+            self._took(router)
 
     def refuse(self, call: Call, refusal: Refusal) -> None:
         """End a call without an answer."""
@@ -134,12 +150,6 @@ class WaitingCalls:
     def expire(self, call: Call) -> None:
         """The call's deadline has passed."""
         self.refuse(call, DeadlineExceeded())
-
-    def publish_failed(self, call_id: bytes, error: LogError) -> None:
-        """The broker did not take a record after all."""
-        call = self._calls.get(call_id)
-        if call is not None:
-            self.refuse(call, self.not_taken(error))
 
     def not_taken(self, error: LogError) -> Refusal:
         """The log did not take a call. Counts it, and says what the caller is told."""
@@ -153,50 +163,20 @@ class WaitingCalls:
 
     def refuse_all(self, refusal: type[Refusal], abandon: Callable[[Call], object]) -> None:
         """End every call that waits. `abandon` is told each."""
-        for call in list(self._calls.values()):
-            if not call.answer.done():
-                abandon(call)
-                self.refuse(call, refusal())
-
-    def router_lost(self, router: RouterKey, abandon: Callable[[Call], object]) -> None:
-        """A router died: every call that it may have had ends. `abandon` is told each."""
-        for call in list(self._calls.values()):
-            if router in call.routers and not call.answer.done():
-                abandon(call)
-                self.refuse(call, RouterLost())
-
-    def router_left(
-        self, router: RouterKey, now: float, served: Callable[[str], bool], abandon: Callable[[Call], object]
-    ) -> None:
-        """A router left in order, so it answered what it began: only calls that nobody takes over end, as `advance`."""
-        for call in self._calls.values():
-            if router in call.routers:
-                call.routers = tuple(other for other in call.routers if other != router)
-                if not call.routers:
-                    self._untaken[call] = now + TAKE_OVER_SECONDS
-        self.advance(now, served, abandon)
-
-    def advance(self, now: float, served: Callable[[str], bool], abandon: Callable[[Call], object]) -> None:
-        """Let time pass: calls that a router left behind end where nobody took them over in time.
-
-        At once where `served` says of their model that no other router has it ready. `abandon` is told each.
-        """
-        for call, until in list(self._untaken.items()):
-            waits = call.call_id in self._calls and not call.routers and not call.answer.done()
-            if waits and now < until and served(call.model):
-                continue
-            del self._untaken[call]
-            if waits:
-                abandon(call)
-                self.refuse(call, RouterLost())
+        for call in list(self):
+            abandon(call)
+            self.refuse(call, refusal())
 
     def owners_changed(self, models: Collection[str], owner_of: Callable[[str, int], RouterKey | None]) -> None:
         """Partitions moved: a call that waits in one may now be with the new owner as well."""
-        for call in self._calls.values():
+        for call in self:
             if call.model in models:
                 owner = owner_of(call.model, call.place.partition)
                 if owner is not None and owner not in call.routers:
                     call.routers = (*call.routers, owner)
+
+    def _took(self, router: RouterKey) -> None:
+        self.outstanding[router] = self.outstanding.get(router, 0) + 1
 
     def _release(self, router: RouterKey) -> None:
         left = self.outstanding[router] - 1

@@ -16,7 +16,7 @@ from gateway.infer import Proof
 from gateway.rest.context import told_by_rest
 from gateway.settings import GrpcSettings
 from gateway.status import Context, abort
-from gateway.traces import CallTrace, CallTraces
+from gateway.traces import CallTraces
 from headrace.runtime.addresses import join_address
 from headrace.runtime.lifecycle import Unstartable
 
@@ -41,12 +41,15 @@ class CallHandlers(grpc.GenericRpcHandler):
         slowed: Slowed,
         full: Callable[[], bool] = lambda: False,
         traces: CallTraces | None = None,
+        count: Callable[[str], None] = lambda _: None,
     ) -> None:
         """`infer` makes the methods that run models, for a caller; `others` are those that don't; by their full name.
 
-        While `full` says so, calls are refused before their body is read. Without `traces` none is traced.
+        While `full` says so, calls are refused before their body is read. Without `traces` none is traced. `count` is
+        told the reason of every call of a model that is refused here.
         """
         self._traces = traces
+        self._count = count
         self._full = full
         self._audit = audit
         self._slowed = slowed
@@ -73,7 +76,7 @@ class CallHandlers(grpc.GenericRpcHandler):
         if not runs and other is None:
             return None
         if self.closing:
-            return refusing(ShuttingDown(), method, self._traced)
+            return refusing(ShuttingDown(), method, self._note)
         try:
             caller = self._callers.by_metadata(handler_call_details.invocation_metadata or ())
         except Refusal as refusal:
@@ -82,7 +85,7 @@ class CallHandlers(grpc.GenericRpcHandler):
             return self._certified[method]
         if other is not None:
             return other
-        return refusing(GatewayFull(), method, self._traced) if self._full() else self._handler(method, caller)
+        return refusing(GatewayFull(), method, self._note) if self._full() else self._handler(method, caller)
 
     def _handler(self, method: str, caller: Caller) -> Handler:
         handler = self._handlers.get((method, caller))
@@ -115,10 +118,10 @@ class CallHandlers(grpc.GenericRpcHandler):
         async def infer(_: AsyncIterator[bytes], context: Context) -> Any:  # noqa: ANN401  as infer's
             caller = await self._judged(method, context)
             if self._full():
-                if (trace := self._traced(method, context)) is not None:
-                    trace.refused(GatewayFull())
-                await abort(told_by_rest(method, context), GatewayFull())
-            return await self._handler(method, caller).unary_unary(await _body(context), context)
+                refusal = GatewayFull()
+                self._note(method, refusal, context)
+                await abort(told_by_rest(method, context), refusal)
+            return await self._handler(method, caller).unary_unary(await _body(method, context), context)
 
         return grpc.stream_unary_rpc_method_handler(infer)
 
@@ -134,7 +137,7 @@ class CallHandlers(grpc.GenericRpcHandler):
 
         async def unary(_: AsyncIterator[bytes], context: Context) -> bytes:
             await self._judged(method, context)
-            answer: bytes = await handler.unary_unary(await _body(context), context)
+            answer: bytes = await handler.unary_unary(await _body(method, context), context)
             return answer
 
         return grpc.stream_unary_rpc_method_handler(unary)
@@ -154,42 +157,45 @@ class CallHandlers(grpc.GenericRpcHandler):
         return grpc.stream_stream_rpc_method_handler(refuse)
 
     async def _refuse(self, method: str, refusal: Refusal, context: Context) -> NoReturn:
-        trace = self._traced(method, context)
+        self._note(method, refusal, context)
         peer = context.peer()
         self._audit.refused(None, refusal, method=method, peer=peer)
-        if isinstance(refusal, CredentialRefused):
+        told = told_by_rest(method, context)
+        # All that comes by REST has Envoy's address, and Envoy keeps what a caller sends for as long as it waits.
+        if isinstance(refusal, CredentialRefused) and told is context:
             await self._slowed.failed(peer)
-        if trace is not None:
+        await abort(told, refusal)
+
+    def _note(self, method: str, refusal: Refusal, context: Context) -> None:
+        """Count and trace a call that is refused here, where it would have run a model."""
+        if method not in self._infer:
+            return
+        self._count(refusal.reason)
+        if self._traces is not None and (trace := self._traces.stranger(method, context)) is not None:
             trace.refused(refusal)
-        await abort(told_by_rest(method, context), refusal)
-
-    def _traced(self, method: str, context: Context) -> CallTrace | None:
-        """The trace of a call that is refused here, where it would have run a model and is traced."""
-        return None if self._traces is None or method not in self._infer else self._traces.stranger(method, context)
 
 
-async def _body(context: Context) -> bytes:
+async def _body(method: str, context: Context) -> bytes:
     """The request of a unary call."""
     request = await context.read()
     if request is grpc.aio.EOF:
-        await abort(context, RequestMalformed())
+        await abort(told_by_rest(method, context), RequestMalformed())
     return bytes(request)
 
 
-def refusing(
-    refusal: Refusal, method: str, traced: Callable[[str, Context], CallTrace | None] = lambda *_: None
-) -> Handler:
+def refusing(refusal: Refusal, method: str, note: Callable[[str, Refusal, Context], None]) -> Handler:
     """A handler that ends the call without reading what the caller sends: a streaming one fits any method."""
 
     async def refuse(_: AsyncIterator[bytes], context: Context) -> None:
-        if (trace := traced(method, context)) is not None:
-            trace.refused(refusal)
+        note(method, refusal, context)
         await abort(told_by_rest(method, context), refusal)
 
     return grpc.stream_stream_rpc_method_handler(refuse)
 
 
-def edge_server(max_message_bytes: int, handlers: Sequence[grpc.GenericRpcHandler]) -> grpc.aio.Server:
+def edge_server(
+    max_message_bytes: int, handlers: Sequence[grpc.GenericRpcHandler], *, connection_age_seconds: float = 30.0
+) -> grpc.aio.Server:
     """The server, not started. A message somewhat over the limit is read, so that its refusal can have a reason."""
     server = grpc.aio.server(
         options=[
@@ -200,6 +206,8 @@ def edge_server(max_message_bytes: int, handlers: Sequence[grpc.GenericRpcHandle
             # Clients ping long-lived connections; by default a server hangs up on those that do it often.
             ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
             ("grpc.keepalive_permit_without_calls", 1),
+            # The only goodbye of gRPC's core that loses no call: a server that stops cancels those that just arrive.
+            ("grpc.max_connection_age_ms", round(connection_age_seconds * 1000)),
         ]
     )
     server.add_generic_rpc_handlers(tuple(handlers))

@@ -318,15 +318,27 @@ class ModelNotReady(Away):
 
 
 class RouterLost(Away):
-    """The router that held the call died before it answered, so whether the model ran is not known. Call again."""
+    """The router that held the call died before it answered, and no other could take the call in time.
+
+    Whether the model ran is not known. Call again.
+    """
 
     reason = "ROUTER_LOST"
 
 
 class TritonLost(Away):
-    """The model server died before it answered, so whether the model ran is not known. Call again."""
+    """The model server died before it answered, and no other could take the call in time.
+
+    Whether the model ran is not known. Call again.
+    """
 
     reason = "TRITON_LOST"
+
+
+class SequenceLost(Refusal):
+    """The model server that held the state of this call's sequence died, or may have. Begin the sequence anew."""
+
+    reason = "SEQUENCE_LOST"
 
 
 class GatewayStarting(Away):

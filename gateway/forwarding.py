@@ -1,4 +1,7 @@
-"""Which of a caller's metadata travels on to Triton: all of its own, and no credential or hop-by-hop entry."""
+"""Which of a caller's metadata travels on to Triton: all of its own, and no credential or hop-by-hop entry.
+
+Nor what HTTP clients and proxies say of themselves, where a call came by REST.
+"""
 
 from collections.abc import Iterable
 
@@ -19,10 +22,16 @@ _OWN = frozenset(
         "transfer-encoding",
         "upgrade",
         "content-length",
+        "accept",
         "accept-encoding",
+        "accept-language",
+        "content-encoding",
+        "inference-header-content-length",
+        "origin",
+        "referer",
     }
 )
-_OWN_PREFIXES = ("grpc-", "proxy-", "headrace-", ":")
+_OWN_PREFIXES = ("grpc-", "proxy-", "headrace-", "sec-", "x-envoy-", "x-forwarded-", ":")
 
 
 def forwarded(metadata: Iterable[tuple[str, str | bytes]]) -> list[Metadatum]:

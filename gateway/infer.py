@@ -1,16 +1,17 @@
 """ModelInfer: the call path. Route by a few fields, publish the bytes as they came, wait, answer with bytes.
 
-The delivery promise is kept here: while the caller waits the gateway holds the call; it is answered once, refused with
-a reason, or expired at its deadline, and a caller who leaves takes the call out of the queue.
+The delivery promise is kept here, with `gateway.delivery`: while the caller waits the gateway holds the call; it is
+answered once, refused with a reason, or expired at its deadline, and a caller who leaves takes the call out of the
+queue.
 """
 
 import asyncio
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple, Protocol
 
 import grpc
 import grpc.aio
@@ -18,6 +19,7 @@ import grpc.aio
 from gateway.admission import Admission, Gate
 from gateway.calls import Call, WaitingCalls
 from gateway.compression import is_packed, unpacked
+from gateway.delivery import Delivery
 from gateway.errors import (
     AnswerTooLarge,
     DeadlineExceeded,
@@ -26,17 +28,12 @@ from gateway.errors import (
     Internal,
     LogUnavailable,
     ModelNameInvalid,
-    ModelNotReady,
     ModelUnknown,
-    NoLiveRouter,
     Refusal,
     RequestTooLarge,
-    RouterLost,
-    TritonLost,
 )
 from gateway.forwarding import forwarded
 from gateway.identity import Caller
-from gateway.placement import any_partition, least_loaded, partition
 from gateway.registry import Model, Registry
 from gateway.routing_fields import routing_fields
 from gateway.statistics import mean_seconds
@@ -44,8 +41,8 @@ from gateway.status import abort, quota_metadata, rate_metadata, unforeseen
 from gateway.tally import CANCELLED, OK, TRITON, Entry, Tally
 from gateway.traces import CallTrace, CallTraces
 from headrace.bus.envelope import envelope_base
-from headrace.bus.protocols import AnswerHub, Failure, LogError, RequestPublisher, RouterKey, TopicPartition
-from headrace.bus.topics import UnnameableModelError, request_topic
+from headrace.bus.protocols import Failure, LogError
+from headrace.bus.topics import UnnameableModelError
 from headrace.bus.usage import UsageMeter
 from headrace.bus.v1.envelope_pb2 import METHOD_MODEL_INFER, Envelope
 from headrace.bus.v1.reply_pb2 import ModelServerStatus
@@ -61,13 +58,11 @@ Proof = Callable[[Context], None]
 _UNSENDABLE = re.compile(rb"[^\x20-\x7e]")
 """gRPC ends a call as INTERNAL rather than send these in a text."""
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
-_FAILURES: dict[Failure, Callable[[], Refusal]] = {
+_FAILURES: dict[Failure, Callable[[], Refusal]] = {  # those that are no loss: see gateway.delivery
     Failure.EXPIRED: DeadlineExceeded,
-    Failure.TRITON_LOST: TritonLost,
     Failure.ANSWER_TOO_LARGE: AnswerTooLarge,
     Failure.BAD_RECORD: Internal,
     Failure.INTERNAL: Internal,
-    Failure.ROUTER_LEFT: RouterLost,
     Failure.GATEWAY_FULL: GatewayFull,
 }
 
@@ -103,17 +98,36 @@ async def pass_on(outcome: bytes | ModelServerStatus, context: Context) -> bytes
     raise AssertionError("abort returned")
 
 
+class Translation(NamedTuple):
+    """A call in another form: what it is judged by, and how its request and its answer are translated.
+
+    Translating takes its time, so it is done for who may call, and within the call.
+    """
+
+    model: str
+    read: Callable[[], Awaitable[bytes]]
+    """Makes the ModelInferRequest. Raises refusals."""
+    write: Callable[[bytes], Awaitable[bytes]]
+    """Makes the answer of a ModelInferResponse. Raises refusals."""
+
+
+class Answer(Protocol):
+    """The method, for one caller."""
+
+    async def __call__(self, request: bytes, context: Context, translation: Translation | None = None) -> bytes:
+        """Answer a request: a ModelInferRequest, or whatever the translation knows."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class CallTerms:
     """What holds for every call of this gateway."""
 
-    pool: str
     reply_address: str
     incarnation: int
     default_deadline_seconds: float
     maximum_deadline_seconds: float
     max_message_bytes: int
-    pool_may_sleep: bool
 
 
 class ModelInfer:
@@ -125,8 +139,7 @@ class ModelInfer:
         terms: CallTerms,
         registry: Registry,
         calls: WaitingCalls,
-        publisher: RequestPublisher,
-        hub: AnswerHub,
+        delivery: Delivery,
         admission: Admission,
         usage: UsageMeter,
         traces: CallTraces | None = None,
@@ -138,8 +151,7 @@ class ModelInfer:
         self._terms = terms
         self._registry = registry
         self._calls = calls
-        self._publisher = publisher
-        self._hub = hub
+        self._delivery = delivery
         self._envelope_base = envelope_base(
             method=METHOD_MODEL_INFER,
             reply_address=terms.reply_address,
@@ -147,22 +159,28 @@ class ModelInfer:
         )
         self._call_ids = random_ids()
         self._loop = asyncio.get_running_loop()  # asked once: on Python 3.11 each question is a system call
-        self._topics: dict[str, str] = {}
-        self._turn = terms.incarnation & 0xFFFF  # so that gateways which start together do not choose alike
         self.tally = Tally()
         self.ended = self.tally.reasons
         """See Tally.reasons."""
 
-    def handler(self, caller: Caller, prove: Proof = lambda _: None) -> Callable[[bytes, Context], Any]:
+    def handler(self, caller: Caller, prove: Proof = lambda _: None) -> Answer:
         """The method, for one caller. `prove` is asked once the body is there: that may be long after who it was."""
         base = self._envelope_base + Envelope(tenant=caller.tenant).SerializeToString()
 
-        async def model_infer(request: bytes, context: Context) -> bytes:
-            return await self._answer(caller, prove, base, request, context)
+        async def model_infer(request: bytes, context: Context, translation: Translation | None = None) -> bytes:
+            return await self._answer(caller, prove, base, request, context, translation)
 
         return model_infer
 
-    async def _answer(self, caller: Caller, prove: Proof, base: bytes, request: bytes, context: Context) -> bytes:
+    async def _answer(  # noqa: PLR0917  keywords would cost every call
+        self,
+        caller: Caller,
+        prove: Proof,
+        base: bytes,
+        request: bytes,
+        context: Context,
+        translation: Translation | None,
+    ) -> bytes:
         call_id = self._call_ids()
         trace = None if self._traces is None else self._traces.begin(METHOD, caller.tenant, call_id, context)
         entry = self.tally.begin(caller.tenant)
@@ -170,7 +188,11 @@ class ModelInfer:
             if is_packed(request):
                 request = await unpacked(request, self._terms.max_message_bytes)
             prove(context)
-            outcome = await self._admitted(caller, call_id, base, request, context, entry=entry, trace=trace)
+            outcome = await self._admitted(
+                caller, call_id, base, request, context, entry=entry, trace=trace, translation=translation
+            )
+            if translation is not None and isinstance(outcome, bytes):
+                outcome = await translation.write(outcome)
         except Refusal as refusal:
             self.tally.ended(entry, refusal.reason)
             if trace is not None:
@@ -204,10 +226,11 @@ class ModelInfer:
         *,
         entry: Entry,
         trace: CallTrace | None,
+        translation: Translation | None,
     ) -> bytes | ModelServerStatus:
         if len(request) > self._terms.max_message_bytes:
             raise RequestTooLarge(limit_bytes=str(self._terms.max_message_bytes))
-        name = routing_fields(request).model_name
+        name = routing_fields(request).model_name if translation is None else translation.model
         model = self._registry.models.get(name)
         gate = None if model is None else self._admission.gate(caller, name, method=METHOD)
         if model is None or gate is None:
@@ -218,10 +241,13 @@ class ModelInfer:
         await self._admission.enter(gate, caller, name, len(request), method=METHOD, call_id=call_id)
         answered: int | None = None
         run_on: list[Call] = []
+        received = len(request)
         try:
+            if translation is not None:
+                request = await translation.read()
             outcome = await self._run(model, call_id, base, request, context, run_on=run_on, trace=trace)
             answer_bytes = entry.sent = len(outcome) if isinstance(outcome, bytes) else 0
-            answered = len(request) + answer_bytes
+            answered = received + answer_bytes
         finally:
             if run_on and gate.slots:
                 # Most model servers can't stop what they have begun, and whoever hangs up is not to get more of them.
@@ -234,7 +260,7 @@ class ModelInfer:
             name,
             key_id=caller.key_id,
             calls=1,
-            request_bytes=len(request),
+            request_bytes=received,
             response_bytes=answer_bytes,
         )
         if (gate.calls or gate.account is not None) and isinstance(outcome, bytes):
@@ -264,7 +290,7 @@ class ModelInfer:
         trace: CallTrace | None,
     ) -> bytes | ModelServerStatus:
         """Publish a call and wait. One that ends here while a router may run it is put into `run_on`."""
-        place, router = self._place(model)
+        place, router = self._delivery.place(model)
         seconds, client_deadline = self._seconds(context.time_remaining())
         expire = time.time_ns() // 1000 + int(seconds * 1e6)
         envelope = (
@@ -276,22 +302,18 @@ class ModelInfer:
             ).SerializeToString()
         )
         loop = self._loop
-        call = Call(call_id, model.name, place, router, expire, loop.create_future())
+        call = Call(call_id, model.name, place, router, expire, loop.create_future(), envelope, request, trace)
         self._calls.begin(call, len(request))
         # A caller's own deadline ends the call by itself: gRPC cancels the handler.
         timer = None if client_deadline else loop.call_later(seconds, self._calls.expire, call)
         try:
-            if trace is not None:
-                envelope += trace.publishing(place)
-            self._publisher.publish(place, call_id, envelope, request)
-            if trace is not None:
-                trace.published()
+            self._delivery.publish(call)
             outcome = await call.answer
         except LogError as error:
             raise self._calls.not_taken(error) from None
         except (asyncio.CancelledError, DeadlineExceeded, LogUnavailable):
             # A delivery that failed in time may still have happened.
-            if not self.abandon(call):
+            if not self._delivery.abandon(call):
                 run_on.append(call)
             raise
         finally:
@@ -302,39 +324,13 @@ class ModelInfer:
             raise self._failed(outcome, call_id)
         return outcome
 
-    def abandon(self, call: Call) -> bool:
-        """Nobody waits for a call any more: it is not to be published (True), or else routers are not to run it."""
-        withdrawn = self._publisher.withdraw(call.call_id)
-        if not withdrawn:
-            self._hub.cancel(call.call_id, call.attempt, call.expire_time_unix_micros)
-        return withdrawn
-
     def _unknown(self, name: str) -> Refusal:
         """Why a model that is not in the registry is refused."""
         try:
-            self._topic(name)
+            self._delivery.topic(name)
         except UnnameableModelError:
             return ModelNameInvalid()
         return ModelUnknown(model=name) if self._registry.complete else GatewayStarting()
-
-    def _place(self, model: Model) -> tuple[TopicPartition, RouterKey | None]:
-        """Where the call goes and who takes it there. Raises a refusal where nobody does."""
-        topic = self._topics.get(model.name)
-        if topic is None:
-            topic = self._topics[model.name] = self._topic(model.name)
-        self._turn += 1
-        if model.owners:
-            owner = least_loaded(model.owners, self._calls.outstanding, self._turn)
-            return TopicPartition(topic, partition(owner, self._turn)), owner.router
-        if model.live and not model.ready:
-            raise ModelNotReady(model=model.name)
-        if not (model.ready or self._terms.pool_may_sleep) or not model.partition_count:
-            raise NoLiveRouter(model=model.name)
-        # It waits in the log: for the group to settle, or for the pool to wake.
-        return TopicPartition(topic, any_partition(model, self._turn)), None
-
-    def _topic(self, model: str) -> str:
-        return request_topic(self._terms.pool, "interactive", model)
 
     def _seconds(self, remaining: float | None) -> tuple[float, bool]:
         """How long the call may take, and whether the caller's own deadline is what ends it."""

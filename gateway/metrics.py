@@ -5,7 +5,7 @@ many series that makes.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from gateway.access import Access
 from gateway.calls import InFlight, WaitingCalls
@@ -36,11 +36,12 @@ def instruments(
     tally: Tally,
     access: Access,
     *,
+    republished: Mapping[str, int],
     cancelled: Callable[[], int],
     lag: LoopLag,
     clock: Callable[[], float] = time.monotonic,
 ) -> list[Instrument]:
-    """All of them. `cancelled` tells how many calls routers were told not to run."""
+    """All of them. `cancelled` tells how many attempts routers were told not to run, `republished` is Delivery's."""
     started = clock()
     # A policy that grants otherwise leaves no gate in force: what a tenant has to pass is known with its next call.
     access.admission.subscribe(tally.forget_gates)
@@ -76,7 +77,13 @@ def instruments(
             "reason",
             calls.delivery_failures,
         ),
-        Counter("headrace_gateway_cancellations_total", "Calls that routers were told not to run.", cancelled),
+        Counted(
+            "headrace_gateway_republished_total",
+            "Calls that were published again, by why the attempt before was lost.",
+            "reason",
+            republished,
+        ),
+        Counter("headrace_gateway_cancellations_total", "Attempts that routers were told not to run.", cancelled),
         Histograms("headrace_gateway_loop_lag_seconds", "How late a clock rings.", (), lambda: [((), lag.seconds)]),
     ]
 

@@ -19,6 +19,7 @@ from headrace.bus.announcements import parse_key
 from headrace.bus.protocols import RouterKey
 from headrace.bus.v1.announcement_pb2 import (
     ROUTER_STATE_READY,
+    ROUTER_STATE_SERVER_AWAY,
     Announcement,
     ModelDescription,
     ModelStatistics,
@@ -112,6 +113,11 @@ class Router:
     def live(self) -> bool:
         """Whether it takes calls from this gateway."""
         return self.attached and not self.silent and self.heartbeat.state == ROUTER_STATE_READY
+
+    @property
+    def server_away(self) -> bool:
+        """Whether it says that its model server does not answer, or is not ready."""
+        return self.heartbeat.state == ROUTER_STATE_SERVER_AWAY
 
 
 @dataclass(slots=True)

@@ -17,6 +17,7 @@ _MAX_FIELDS = 4096
 
 _LENGTH_DELIMITED, _VARINT, _FIXED64, _FIXED32 = 2, 0, 1, 5
 _MODEL_NAME, _MODEL_VERSION, _ID, _PARAMETERS = (number << 3 | _LENGTH_DELIMITED for number in (1, 2, 3, 4))
+_SEQUENCE_ID = "sequence_id"
 _MAX_VARINT_BYTES = 10
 _MAX_VARINT = (1 << 64) - 1
 _MAX_TAG = (1 << 32) - 1
@@ -79,6 +80,20 @@ def routing_fields(request: bytes) -> RoutingFields:  # noqa: C901, PLR0912  one
         return RoutingFields(name, version, request_id, tuple(parameters))
     except (IndexError, UnicodeDecodeError):
         raise RequestMalformed from None
+
+
+def in_sequence(request: bytes) -> bool:
+    """Whether a request that `routing_fields` took belongs to a sequence: it has the parameter `sequence_id`."""
+    named = False
+    for serialised in routing_fields(request).parameters:
+        try:
+            entry = ModelInferRequest.ParametersEntry.FromString(serialised)
+        except DecodeError:
+            return False  # Triton refuses it
+        if entry.key == _SEQUENCE_ID:  # the last one counts
+            choice = entry.value.WhichOneof("parameter_choice")
+            named = choice is not None and bool(getattr(entry.value, choice))  # Triton takes 0 and "" for none
+    return named
 
 
 def _varint(data: bytes, position: int, longest: int = _MAX_VARINT_BYTES) -> tuple[int, int]:

@@ -24,6 +24,10 @@ class GrpcSettings(Section):
     tls_client_ca_file: ReadableFile | None = None
     """The authorities of callers' certificates. Set: nobody connects without a certificate that they signed, and the
     policy may say whose it is."""
+    connection_age_seconds: Annotated[float, Field(ge=1)] = 30.0
+    """A connection as old as this, give or take a tenth, takes no new calls (GOAWAY) and lets those that run end: its
+    client connects anew, and so finds new gateways and leaves one that is going. Where a balancer spreads connections,
+    not calls, a longer `DRAIN__NOTICE_SECONDS` makes a restart that no caller notices."""
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -241,13 +245,20 @@ class GatewaySection(Section):
     deadlines: DeadlineSettings = DeadlineSettings()
     drain: DrainSettings = DrainSettings()
     bounds: BoundSettings = BoundSettings()
+    attempts: Annotated[int, Field(ge=1, le=100)] = 3
+    """How often a call is published at most: again, where the router or Triton that had it died before it answered.
+
+    1: never again. More: a request that kills its Triton kills so many."""
+    owner_wait_seconds: Annotated[float, Field(ge=0)] = 30.0
+    """How long such a call waits for a router that is alive, within its deadline, before it ends with ROUTER_LOST or
+    TRITON_LOST: what a pod takes to start, where one may be the only one."""
     delivery_seconds: Annotated[float, Field(gt=0)] = 10.0
     """How long the broker may take to accept a call before the caller hears LOG_UNAVAILABLE.
 
     Large calls may wait their turn before that, while 64 MiB of others are on their way to the broker.
     """
-    rest_json_bytes: Annotated[int, Field(ge=1024, le=1 << 30)] = 8 * MEBIBYTE
-    """JSON of one REST call at most. Reading 8 MiB holds up all others for some 100 ms; binary tensors do not count."""
+    rest_json_bytes: Annotated[int, Field(ge=1024, le=1 << 30)] = 4 * MEBIBYTE
+    """JSON of one REST call at most; binary tensors do not count. Reading 4 MiB takes some 0.2 s of the CPU."""
     pool_may_sleep: bool = False
     """True where an autoscaler wakes a pool without routers: calls are then queued instead of refused."""
 

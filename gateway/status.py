@@ -45,6 +45,7 @@ CODES: dict[type[Refusal], grpc.StatusCode] = {
     errors.NotOffered: grpc.StatusCode.UNIMPLEMENTED,
     errors.TooMuch: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.Away: grpc.StatusCode.UNAVAILABLE,
+    errors.SequenceLost: grpc.StatusCode.ABORTED,
     errors.DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
     errors.AdminPartialFailure: grpc.StatusCode.ABORTED,
     errors.Internal: grpc.StatusCode.INTERNAL,

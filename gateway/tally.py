@@ -14,6 +14,7 @@ from gateway.errors import (
     Internal,
     LogUnavailable,
     RouterLost,
+    SequenceLost,
     ShuttingDown,
     TritonLost,
     leaves,
@@ -28,6 +29,7 @@ _OUTCOMES = {
     TRITON: "triton_error",
     RouterLost.reason: "lost",
     TritonLost.reason: "lost",
+    SequenceLost.reason: "lost",
     LogUnavailable.reason: "lost",
     ShuttingDown.reason: "lost",
     DeadlineExceeded.reason: "expired",
@@ -116,6 +118,10 @@ class Tally:
             # A name that no policy has granted anything yet may be any text of a token.
             tenant = self.tenants[entry.tenant if entry.tenant in self.tenants else OTHER]
         tenant.outcomes[place] += 1
+
+    def refused_at_the_door(self, reason: str) -> None:
+        """A call was refused before anybody looked at what it is."""
+        self.reasons[reason] += 1
 
     def forget_gates(self) -> None:
         """The policy has changed: what a tenant's calls have to pass is known with its next call."""

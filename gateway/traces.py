@@ -70,9 +70,9 @@ class CallTrace:
         """The call is of a model that exists for its caller."""
         self._span.set({"headrace.model": name})
 
-    def publishing(self, place: TopicPartition) -> bytes:
-        """The record is about to be published; what its envelope says of it, serialised."""
-        told: Attributes = {
+    def publishing(self, place: TopicPartition, attempt: int) -> bytes:
+        """The record is about to be published; what its envelope says of it, serialised. Each attempt has its span."""
+        told: dict[str, str | int] = {
             "messaging.system": "kafka",
             "messaging.operation.name": "send",
             "messaging.operation.type": "send",
@@ -80,6 +80,8 @@ class CallTrace:
             "messaging.destination.partition.id": str(place.partition),
             "messaging.message.id": self._call_id,
         }
+        if attempt > 1:
+            told["headrace.attempt"] = attempt
         self._sending = self._tracing.begin(f"send {place.topic}", "PRODUCER", parent=self._span, attributes=told)
         made = self._sending.context
         context = TraceContext(

@@ -38,6 +38,8 @@ _ERRORS = {
     "401": "The credential is missing, wrong or expired.",
     "403": "The tenant or its key may not do this.",
     "404": "There is no such model, or not for this tenant.",
+    "409": "Some of the model servers did as asked.",
+    "413": "The body is larger than it may be.",
     "429": "A limit or quota is reached; `Retry-After` says when to come back.",
     "500": "The gateway or the model failed.",
     "501": "Not offered.",
@@ -74,6 +76,7 @@ def document() -> dict[str, Any]:
         "paths": dict(sorted(paths.items())),
         "components": {
             "schemas": dict(sorted(schemas.items())),
+            "responses": {code: _error(code, meaning) for code, meaning in _ERRORS.items()},
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer"},
                 "key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
@@ -121,7 +124,7 @@ def _operation(method: MethodDescriptorProto, text: str, path: str, schemas: dic
         "parameters": [_parameter(name) for name in names],
         "responses": {
             "200": _answer(method.name, schemas),
-            **{code: _error(code, meaning) for code, meaning in _ERRORS.items()},
+            **{code: {"$ref": f"#/components/responses/{code}"} for code in _errors_of(method.name)},
         },
     }
     if method.name == "ModelInfer":
@@ -145,6 +148,12 @@ def _operation(method: MethodDescriptorProto, text: str, path: str, schemas: dic
             content["application/octet-stream"] = {"schema": {"type": "string", "format": "binary"}}
         operation["requestBody"] = {"required": method.name == "ModelInfer", "content": content}
     return operation
+
+
+def _errors_of(method: str) -> Iterator[str]:
+    """What a method may fail with: only those that ask Triton can fail in ways of its own."""
+    asks_triton = method in {"ModelInfer", "RepositoryModelLoad", "RepositoryModelUnload"}
+    return (code for code in _ERRORS if asks_triton or code not in {"409", "500", "501", "504"})
 
 
 def _parameter(name: str) -> dict[str, Any]:

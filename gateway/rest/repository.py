@@ -7,24 +7,28 @@ from typing import Any
 import orjson
 from tritonclient.grpc import service_pb2 as oip
 
-from gateway.errors import RestRequestInvalid
+from gateway.errors import RequestTooLarge, RestRequestInvalid
 
-_MOST_BYTES = 1 << 26
+_MOST_SMALL_BYTES = 64 << 10
+"""Of a body that has nothing large to say."""
 _FILE = "file:"
 
 
 def index_request(body: bytes) -> oip.RepositoryIndexRequest:
     """What `POST /v2/repository/index` asks for. Raises RestRequestInvalid."""
-    ready = _object(body).get("ready", False)
+    ready = _object(body, _MOST_SMALL_BYTES).get("ready", False)
     if not isinstance(ready, bool):
         raise RestRequestInvalid(field="ready", problem="must be true or false")
     return oip.RepositoryIndexRequest(ready=ready)
 
 
-def load_request(model: str, body: bytes) -> oip.RepositoryModelLoadRequest:
-    """What `…/load` asks for: a config as text or object, files as base64. Raises RestRequestInvalid."""
+def load_request(model: str, body: bytes, most_bytes: int) -> oip.RepositoryModelLoadRequest:
+    """What `…/load` asks for: a config as text or object, files as base64.
+
+    Raises RestRequestInvalid, or RequestTooLarge beyond so many bytes.
+    """
     request = oip.RepositoryModelLoadRequest(model_name=model)
-    for name, value in _parameters(body).items():
+    for name, value in _parameters(body, most_bytes).items():
         if name.startswith(_FILE) and isinstance(value, str):
             request.parameters[name].bytes_param = _decoded(name, value)
         else:
@@ -35,12 +39,14 @@ def load_request(model: str, body: bytes) -> oip.RepositoryModelLoadRequest:
 def unload_request(model: str, body: bytes) -> oip.RepositoryModelUnloadRequest:
     """What `…/unload` asks for. Raises RestRequestInvalid."""
     request = oip.RepositoryModelUnloadRequest(model_name=model)
-    for name, value in _parameters(body).items():
+    for name, value in _parameters(body, _MOST_SMALL_BYTES).items():
         _put(request.parameters[name], name, value)
     return request
 
 
-def _object(body: bytes) -> dict[str, Any]:  # Any: JSON
+def _object(body: bytes, most_bytes: int) -> dict[str, Any]:  # Any: JSON
+    if len(body) > most_bytes:
+        raise RequestTooLarge(limit_bytes=str(most_bytes))
     if not body.strip():
         return {}
     try:
@@ -52,8 +58,8 @@ def _object(body: bytes) -> dict[str, Any]:  # Any: JSON
     return read
 
 
-def _parameters(body: bytes) -> dict[str, Any]:
-    parameters = _object(body).get("parameters", {})
+def _parameters(body: bytes, most_bytes: int) -> dict[str, Any]:
+    parameters = _object(body, most_bytes).get("parameters", {})
     if not isinstance(parameters, dict):
         raise RestRequestInvalid(field="parameters", problem="must be a JSON object")
     return parameters

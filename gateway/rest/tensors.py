@@ -51,6 +51,10 @@ _LENGTH_BYTES = 4
 _BF16_NAN = 0x7FC0
 
 
+MOST_DIMENSIONS = 64
+"""As many as numpy has at most; the product of more numbers would take its time."""
+
+
 def refuse(field: str, problem: str) -> NoReturn:
     """Refuse the request for what is wrong with a field of it."""
     raise RestRequestInvalid(field=field, problem=problem)
@@ -115,10 +119,13 @@ def listed(raw: bytes, datatype: str, count: int, name: str) -> Array | orjson.F
 
 def _flat(data: list[Any], field: str) -> tuple[list[Any], set[type]]:
     """The values in their order and which types they have. Each array is gone through once, however deep it lies."""
-    kinds = set(map(type, data))
+    kinds, depth = set(map(type, data)), 1
     while list in kinds:
         if kinds != {list}:
             refuse(field, "has arrays and values side by side")
+        depth += 1
+        if depth > MOST_DIMENSIONS:
+            refuse(field, f"has arrays nested more than {MOST_DIMENSIONS} deep")
         data = list(chain.from_iterable(data))
         kinds = set(map(type, data))
     return data, kinds

@@ -96,6 +96,7 @@ def _heard(error: KafkaError) -> None:
 class _Unsent(NamedTuple):
     """A record that waits for its turn."""
 
+    attempt: int
     envelope: bytes
     payload: bytes
 
@@ -151,28 +152,30 @@ class KafkaPublisher:
         self._producer.purge(in_queue=True, in_flight=True, blocking=False)
         self._producer.poll(0)
 
-    def publish(self, place: TopicPartition, call_id: bytes, envelope: bytes, payload: bytes) -> None:
+    def publish(
+        self, place: TopicPartition, call_id: bytes, envelope: bytes, payload: bytes, *, attempt: int = 1
+    ) -> None:
         """See RequestPublisher.publish."""
         size = len(payload)
         if self._turns.enter(place, size):
-            self._hand(place, call_id, envelope, payload)
+            self._hand(place, call_id, attempt, envelope, payload)
             self._producer.poll(0)
             return
-        self._turns.wait(place, Waiting(call_id, size, self._loop.time(), _Unsent(envelope, payload)))
+        self._turns.wait(place, Waiting(call_id, size, self._loop.time(), _Unsent(attempt, envelope, payload)))
         self._look_in(_TURN_SECONDS)
 
     def withdraw(self, call_id: bytes) -> bool:
         """See RequestPublisher.withdraw."""
         return self._turns.withdraw(call_id)
 
-    def _hand(self, place: TopicPartition, call_id: bytes, envelope: bytes, payload: bytes) -> None:
+    def _hand(self, place: TopicPartition, call_id: bytes, attempt: int, envelope: bytes, payload: bytes) -> None:
         try:
             self._producer.produce(
                 place.topic,
                 payload,
                 call_id,
                 place.partition,
-                partial(self._reported, place, len(payload)),
+                partial(self._reported, place, len(payload), attempt),
                 headers=[(ENVELOPE_HEADER, envelope)],
             )
         except BufferError:
@@ -190,7 +193,7 @@ class KafkaPublisher:
             try:
                 self._hand(place, waiting.key, *waiting.item)
             except LogError as error:
-                self._on_failure(waiting.key, error)
+                self._on_failure(waiting.key, waiting.item.attempt, error)
         if len(self._turns):
             self._look_in(_TURN_SECONDS)
 
@@ -199,18 +202,20 @@ class KafkaPublisher:
             self._timer.cancel()
             self._timer = self._loop.call_later(seconds, self._look)
 
-    def _reported(self, place: TopicPartition, size: int, error: KafkaError | None, message: Message) -> None:
+    def _reported(
+        self, place: TopicPartition, size: int, attempt: int, error: KafkaError | None, message: Message
+    ) -> None:
         # Runs inside poll(), thus on the loop's thread.
         self._turns.left(place, size)
         key = message.key() if error is not None else None
         if error is None or not isinstance(key, bytes):
             return
         failure = _log_error(error)
-        self._on_failure(key, failure)
+        self._on_failure(key, attempt, failure)
         if error.code() == KafkaError._MSG_TIMED_OUT:  # noqa: SLF001  librdkafka's local codes are spelled so
             # What has waited behind it for as long would only wait again.
             for overdue in self._turns.overdue(place, self._loop.time() - self._delivery_seconds):
-                self._on_failure(overdue.key, failure)
+                self._on_failure(overdue.key, overdue.item.attempt, failure)
 
 
 def _log_error(error: KafkaError) -> LogError:

@@ -51,15 +51,17 @@ class RecordTooLargeError(LogError):
     """The record is larger than the log takes."""
 
 
-PublishFailed = Callable[[bytes, LogError], None]
-"""Told the call id of a record that `publish` took and the broker did not."""
+PublishFailed = Callable[[bytes, int, LogError], None]
+"""Told the call id and the attempt of a record that `publish` took and the broker did not."""
 
 
 class RequestPublisher(Protocol):
     """The gateway's end of the request log."""
 
-    def publish(self, place: TopicPartition, call_id: bytes, envelope: bytes, payload: bytes) -> None:
-        """Send a record on its way and return at once.
+    def publish(
+        self, place: TopicPartition, call_id: bytes, envelope: bytes, payload: bytes, *, attempt: int = 1
+    ) -> None:
+        """Send a record on its way and return at once. An earlier attempt of the call is withdrawn before.
 
         Raises a LogError where it can't be sent: LogFullError, RecordTooLargeError, or LogUnavailableError where the
         client knows of no such place; a failure that comes later is told once to the PublishFailed callback. Silence
@@ -68,7 +70,7 @@ class RequestPublisher(Protocol):
         ...
 
     def withdraw(self, call_id: bytes) -> bool:
-        """Never send this record, and tell nothing of it. Returns False where that comes too late."""
+        """Never send the newest record of this call, and tell nothing of it. Returns False where that is too late."""
         ...
 
 

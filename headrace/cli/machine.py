@@ -79,9 +79,11 @@ def _as_json(stack: Description, components: list[tuple[ComponentRecord, bool]])
 
 
 def _doctor(
+    *,
     state_dir: StateDir = None,
     host: Annotated[str, typer.Option(help="The address to look for free ports on.")] = "127.0.0.1",
     grpc_port: Annotated[int, typer.Option(help="As for `headrace up`.")] = 8001,
+    http_port: Annotated[int, typer.Option(help="As for `headrace up`.")] = 8000,
     admin_port: Annotated[int, typer.Option(help="As for `headrace up`.")] = 8002,
 ) -> None:
     """Say what this machine lacks for `headrace up`, and how to get it.
@@ -95,7 +97,7 @@ def _doctor(
     from headrace.local.doctor import examine  # noqa: PLC0415  slow to import
 
     # The ports of a stack that runs from here are rightly taken.
-    ports = () if running_stack(state_dir) else (grpc_port, admin_port)
+    ports = () if running_stack(state_dir) else (grpc_port, http_port, admin_port)
     complete = True
     for finding in examine(state_dir=resolved(state_dir), cache=cache_dir(), ports=ports, host=host):
         complete = complete and (finding.ok or not finding.needed)

@@ -60,7 +60,7 @@ class TextLines:
         self._line(text)
 
     def ready(self, ready: "Ready") -> None:
-        """The endpoints, the key, and three calls to paste."""
+        """The endpoints, the key, and calls to paste."""
         where = ready.description.endpoints
         url = where.grpc[0]
         rows = {
@@ -76,7 +76,7 @@ class TextLines:
         }
         lines = ["", f"Headrace is ready after {ready.seconds:.1f} s.", ""]
         lines += [f"  {name:<16} {text}" for name, text in rows.items()]
-        for example in examples(url, ready.key):
+        for example in examples(url, where.http, ready.key):
             lines += ["", f"# {example.title}", example.command]
         chosen = _chosen(ready.description)
         others = ", ".join(f"headrace {each}{chosen}" for each in ("status", "top", "models", "infer"))

@@ -20,22 +20,33 @@ _FILTERS = "type.googleapis.com/envoy.extensions.filters"
 _GZIP = "type.googleapis.com/envoy.extensions.compression.gzip"
 _HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 _MEBIBYTE = 1 << 20
-_JSON_BYTES = 8 * _MEBIBYTE
+_JSON_BYTES = 4 * _MEBIBYTE
 """Beside binary tensors, or instead of them: the gateways take no more by default."""
 _JSON_OVER_BYTES = 4
 """A number in an answer takes some four times as many bytes in JSON."""
 _MOST_HEAP_BYTES = 2048 * _MEBIBYTE
-"""Envoy holds a whole body before a gateway is asked whose it is: near this it takes no more."""
-_MOST_INFLATED = 1024
-"""As much as gzip can: what counts is the size of the whole."""
+"""Envoy holds a body until all of it is there: near this it takes no more."""
+_MOST_INFLATED = 200
+_UPLOAD_SECONDS = 120
+_OWN_FIELDS = ("model_name", "model_version", "body", "body.content_type", "body.data", "body.extensions")
+"""Of the requests: paths fill them. A query would have the last word."""
 _UNLIMITED = 1_000_000
 
-_ERRORS = """
+_LUA = """
 local escapes = {['"'] = '\\\\"', ['\\\\'] = '\\\\\\\\'}
 
 local function text(message)
   message = message:gsub('%%(%x%x)', function(code) return string.char(tonumber(code, 16)) end)
   return message:gsub('[%c"\\\\]', function(c) return escapes[c] or string.format('\\\\u%04x', c:byte()) end)
+end
+
+-- gRPC takes fewer names than HTTP does, and would end the call for them.
+function envoy_on_request(handle)
+  local odd = {}
+  for name in pairs(handle:headers()) do
+    if name:find('^:') == nil and name:find('[^a-z0-9_.-]') then odd[#odd + 1] = name end
+  end
+  for _, name in ipairs(odd) do handle:headers():remove(name) end
 end
 
 function envoy_on_response(handle)
@@ -48,6 +59,7 @@ function envoy_on_response(handle)
     headers:replace('content-type', 'application/json')
     headers:replace('content-length', tostring(handle:body(true):setBytes(body)))
   end
+  if headers:get('x-headrace-reason') == 'REQUEST_TOO_LARGE' then headers:replace(':status', '413') end
   for _, name in ipairs({'grpc-status', 'grpc-message', 'grpc-status-details-bin', 'grpc-accept-encoding'}) do
     headers:remove(name)
   end
@@ -82,7 +94,10 @@ def configuration(
 ) -> dict[str, Any]:
     """REST and gRPC on one port, for callers, in front of these gateways; Envoy's own admin port on loopback."""
     return {
-        "admin": {"address": _at("127.0.0.1", admin_port)},
+        "admin": {
+            "address": _at("127.0.0.1", admin_port),
+            "allow_paths": [{"exact": "/ready"}, {"prefix": "/stats"}],  # others end or change it
+        },
         "overload_manager": _overload(),
         "static_resources": {
             "listeners": [
@@ -132,7 +147,8 @@ def _http(max_message_bytes: int) -> dict[str, Any]:
         "use_remote_address": True,
         "normalize_path": True,
         "request_headers_timeout": "10s",
-        "stream_idle_timeout": "0s",  # the gateway ends every call
+        "request_timeout": f"{_UPLOAD_SECONDS}s",
+        "stream_idle_timeout": "0s",  # the gateway ends every call whose request is there
         "route_config": {
             "virtual_hosts": [
                 {
@@ -153,6 +169,16 @@ def _http(max_message_bytes: int) -> dict[str, Any]:
         },
         "http_filters": _filters(max_message_bytes),
         "local_reply_config": {
+            "mappers": [
+                {
+                    "filter": {
+                        "header_filter": {
+                            "header": {"name": "content-type", "string_match": {"prefix": "application/grpc"}}
+                        }
+                    },
+                    "body_format_override": {"text_format_source": {"inline_string": "%LOCAL_REPLY_BODY%"}},
+                }
+            ],
             "body_format": {"json_format": {"error": "%LOCAL_REPLY_BODY%"}},
         },
     }
@@ -179,13 +205,14 @@ def _filters(max_message_bytes: int) -> list[dict[str, Any]]:
         },
         "lua": {
             "@type": f"{_FILTERS}.http.lua.v3.Lua",
-            "default_source_code": {"inline_string": _ERRORS},
+            "default_source_code": {"inline_string": _LUA},
         },
         "grpc_json_transcoder": {
             "@type": f"{_FILTERS}.http.grpc_json_transcoder.v3.GrpcJsonTranscoder",
             "proto_descriptor": str(descriptors()),
             "services": [SERVICE],
             "match_incoming_request_route": True,
+            "ignored_query_parameters": list(_OWN_FIELDS),
             "ignore_unknown_query_parameters": True,
             "request_validation_options": {"reject_unknown_method": True},
             "max_request_body_size": max_message_bytes + _JSON_BYTES,

@@ -1,6 +1,6 @@
-"""The three calls that `headrace up` prints to paste.
+"""The calls that `headrace up` prints to paste.
 
-Tests run the first two as they stand. perf_analyzer's is not run: its wheel needs a newer C library than Debian 12 has.
+Tests run all but the last as they stand: perf_analyzer's wheel needs a newer C library than Debian 12 has.
 """
 
 import shlex
@@ -27,6 +27,11 @@ grpcurl -plaintext -H {header} -d '{{
               "contents": {{"bytes_contents": ["SGVsbG8sIGhlYWRyYWNl"]}}}}]
 }}' {url} inference.GRPCInferenceService/ModelInfer"""
 
+EMBEDDING_CURL = """\
+curl -s -H {header} http://{http}/v2/models/text_embedding/infer -d '{{
+  "inputs": [{{"name": "TEXT", "datatype": "BYTES", "shape": [1, 1], "data": ["Hello, headrace"]}}]
+}}'"""
+
 PERF_ANALYZER = "perf_analyzer -m simple -u {url} -i grpc -H {tight_header} --concurrency-range 8"
 """Its `-H` goes into the gRPC metadata of every call, a space after the colon included, and that would not be a key."""
 
@@ -39,13 +44,14 @@ class Example:
     command: str
 
 
-def examples(url: str, key: str) -> tuple[Example, ...]:
-    """Calls to the gateway at `url` with its key."""
+def examples(url: str, http: str, key: str) -> tuple[Example, ...]:
+    """Calls to the gateway at `url`, and by REST at `http`, with its key."""
     bearer = f"Bearer {key}"
     header = shlex.quote(f"authorization: {bearer}")
     python = shlex.quote(sys.executable)
     return (
         Example("Python (tritonclient)", SIMPLE_PYTHON.format(python=python, url=url, header=bearer)),
+        Example("curl (REST)", EMBEDDING_CURL.format(http=http, header=header)),
         Example("grpcurl", EMBEDDING_GRPCURL.format(url=url, header=header)),
         Example("perf_analyzer", PERF_ANALYZER.format(url=url, tight_header=shlex.quote(f"authorization:{bearer}"))),
     )

@@ -205,7 +205,7 @@ class Supervisor:
                 name = child.component.name
                 raise ComponentFailedError(f"{name} {_ending(code)}{_said(words)} (its log: {self._log(name)})")
             delay = min(self._pace.longest_backoff_seconds, self._pace.first_backoff_seconds * 2 ** (deaths - 1))
-            detail = _ending(code) + _said(words[-1:])
+            detail = _ending(code) + _said(words[-1:] if code > 0 else [])  # who is killed has no last word on it
             await self._set(child, State.RESTARTING, pid=None, detail=detail, seconds=delay)
             await asyncio.sleep(delay)
 

@@ -76,7 +76,8 @@ class JsonLines(logging.Formatter):
             line["exception"] = _cut_in_front(self.formatException(record.exc_info))
         told = {name: _plain(value) for name, value in fields.items()}
         # Half of a surrogate pair, as in what was read from a file's name, has no place in UTF-8.
-        return json.dumps({**told, **line}, ensure_ascii=False).encode("utf-8", "replace").decode("utf-8")
+        text = json.dumps({**told, **line}, ensure_ascii=False).encode("utf-8", "replace").decode("utf-8")
+        return text if text.isprintable() else "".join(map(_escaped, text))
 
 
 class TextLines(logging.Formatter):
@@ -88,10 +89,20 @@ class TextLines(logging.Formatter):
         event = fields.pop("event", None)
         shown = "".join(f" {name}={_shown(_plain(value))}" for name, value in fields.items())
         line = f"{_time(record)} {record.levelname:7} {_message(record)}{shown}" + (f" [{event}]" if event else "")
-        text = line.replace("\n", "\\n")  # a caller's text must not be able to write a line of its own
+        # A caller's text must not be able to write a line of its own, nor to move a terminal's cursor.
+        text = line if line.isprintable() else "".join(map(_printable, line))
         if record.exc_info and record.exc_info[1] is not None:
             text += "\n" + self.formatException(record.exc_info)
         return text
+
+
+def _printable(each: str) -> str:
+    return each if each.isprintable() else each.encode("unicode_escape").decode()
+
+
+def _escaped(each: str) -> str:
+    """As JSON has it: some characters end a line for some readers, and are none of those that JSON escapes."""
+    return each if each.isprintable() else json.dumps(each)[1:-1]
 
 
 def _time(record: logging.LogRecord) -> str:

@@ -79,7 +79,7 @@ def test_the_grpcurl_example_needs_no_proto_file(stack: Stack) -> None:
 
 def pasted(stack: Stack, title: str, tmp_path: Path) -> str:
     """What a printed call answers in a shell of its own, in a folder that is not the checkout's."""
-    (command,) = (each.command for each in examples(stack.grpc, KEY) if each.title.startswith(title))
+    (command,) = (each.command for each in examples(stack.grpc, stack.http, KEY) if each.title.startswith(title))
     shell = ["/bin/sh", "-c", command]
     told = subprocess.run(shell, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
     assert told.returncode == 0, told.stderr
@@ -88,6 +88,15 @@ def pasted(stack: Stack, title: str, tmp_path: Path) -> str:
 
 def test_the_printed_python_call_answers(stack: Stack, tmp_path: Path) -> None:
     assert pasted(stack, "Python", tmp_path).split() == ["[[", *map(str, range(1, 16)), "16]]"]
+
+
+def test_the_printed_curl_call_answers(stack: Stack, tmp_path: Path) -> None:
+    if shutil.which("curl") is None:
+        missing("curl", "apt-get install curl")
+
+    [output] = json.loads(pasted(stack, "curl", tmp_path))["outputs"]
+
+    assert (output["name"], len(output["data"])) == ("EMBEDDING", 256)
 
 
 @pytest.mark.usefixtures("_grpcurl")

@@ -1,4 +1,4 @@
-"""`kill -9` of any part while the stack runs: calls in flight end at once with a reason, and the stack heals."""
+"""`kill -9` of any part while the stack runs: what it had is run by what takes its place, and the stack heals."""
 
 import signal
 import time
@@ -40,19 +40,16 @@ def gateway(battered: Stack) -> Iterator[Client]:
         yield made
 
 
-def running(stack: Stack, gateway: Client) -> "grpc.Future[Any]":
+def running(stack: Stack, gateway: Client, request: Any = None) -> "grpc.Future[Any]":
     """A call that Triton works on."""
-    call = gateway.begin(slow(30_000), seconds=CALL_SECONDS)
+    call = gateway.begin(slow(30_000) if request is None else request, seconds=CALL_SECONDS)
     router = stack.ready["router_admin"][0]
     eventually(lambda: metric(router, "headrace_router_running") >= 1, seconds=10, what="Triton runs the call")
     return call
 
 
-def ended_at_once(call: "grpc.Future[Any]", reason: str, seconds: float = AT_ONCE_SECONDS) -> None:
-    error = call.exception(timeout=seconds)
-    assert isinstance(error, grpc.RpcError)
-    how = ended(error)
-    assert (how.code, how.reason) == (grpc.StatusCode.UNAVAILABLE, reason), how
+def republished(stack: Stack, reason: str) -> float:
+    return metric(stack.ready["admin"][0], "headrace_gateway_republished_total", reason=reason)
 
 
 def answers_again(gateway: Client) -> None:
@@ -71,38 +68,86 @@ def answers_again(gateway: Client) -> None:
     assert eventually(call, seconds=HEAL_SECONDS, what="a call is answered again")
 
 
-def test_triton_is_killed(battered: Stack, gateway: Client) -> None:
-    call = running(battered, gateway)
+def test_triton_is_killed(battered: Stack, gateway: Client, tmp_path: Path) -> None:
+    """What it ran is run by the one that takes its place, as there is no other."""
+    release, before = tmp_path / "release", republished(battered, "TRITON_LOST")
+    call = running(battered, gateway, held(release))
 
     since = battered.kill("triton-0")
 
-    ended_at_once(call, "TRITON_LOST")
+    eventually(
+        lambda: republished(battered, "TRITON_LOST") == before + 1, seconds=AT_ONCE_SECONDS, what="it is tried again"
+    )
     battered.until_back("triton-0", since)
+    release.touch()
+    assert call.result(timeout=HEAL_SECONDS).raw_output_contents
     until_callable(battered)
     answers_again(gateway)
 
 
-def test_the_router_is_killed(battered: Stack, gateway: Client) -> None:
-    call = running(battered, gateway)
+def test_the_router_is_killed(battered: Stack, gateway: Client, tmp_path: Path) -> None:
+    """What it had is run by the one that takes its place, as there is no other."""
+    release, before = tmp_path / "release", republished(battered, "ROUTER_LOST")
+    call = running(battered, gateway, held(release))
+
+    since = battered.kill("router-0")
+    battered.until_back("router-0", since)
+    release.touch()
+
+    assert call.result(timeout=HEAL_SECONDS).raw_output_contents
+    assert republished(battered, "ROUTER_LOST") == before + 1
+    answers_again(gateway)
+
+
+def test_the_only_router_restarts_and_no_caller_notices(battered: Stack, gateway: Client, tmp_path: Path) -> None:
+    """What it runs it answers; what waits is run when it is back."""
+    release, router = tmp_path / "release", battered.ready["router_admin"][0]
+    calls = [gateway.begin(held(release), seconds=CALL_SECONDS) for _ in range(2)]
+    calls += [gateway.begin(slow(1), seconds=CALL_SECONDS) for _ in range(20)]
+    eventually(lambda: metric(router, "headrace_router_waiting") >= 1, seconds=10, what="calls run, and others wait")
+
+    since = battered.kill("router-0", signal.SIGTERM)
+    release.touch()
+    battered.until_back("router-0", since)
+
+    assert all(call.result(timeout=CALL_SECONDS).raw_output_contents for call in calls)
+    answers_again(gateway)
+
+
+def test_a_call_of_a_sequence_is_not_run_anew(battered: Stack, gateway: Client) -> None:
+    """The state that it would need is gone."""
+    request = slow(30_000)
+    request.parameters["sequence_id"].int64_param = 7
+    call = running(battered, gateway, request)
 
     since = battered.kill("router-0")
 
-    ended_at_once(call, "ROUTER_LOST")
+    error = call.exception(timeout=AT_ONCE_SECONDS)
+    assert isinstance(error, grpc.RpcError)
+    how = ended(error)
+    assert (how.code, how.reason) == (grpc.StatusCode.ABORTED, "SEQUENCE_LOST"), how
     battered.until_back("router-0", since)
     answers_again(gateway)
 
 
-def test_the_router_hangs(battered: Stack, gateway: Client) -> None:
-    """Nothing breaks, and it announces nothing: its calls do not wait for their deadline, and it may go on later."""
-    call = running(battered, gateway)
-    router = battered.ready["router_admin"][0]
+def test_the_router_hangs(battered: Stack, gateway: Client, tmp_path: Path) -> None:
+    """Nothing breaks, and it announces nothing: its calls are taken from it, and it may have them again later."""
+    release = tmp_path / "release"
+    call = running(battered, gateway, held(release))
+    router, admin = battered.ready["router_admin"][0], battered.ready["admin"][0]
 
     battered.kill("router-0", signal.SIGSTOP)
     try:
-        ended_at_once(call, "ROUTER_LOST", SILENT_SECONDS)
+        eventually(
+            lambda: metric(admin, "headrace_gateway_calls_unowned", model="slow") == 1,
+            seconds=SILENT_SECONDS,
+            what="the call waits for another router",
+        )
     finally:
         battered.kill("router-0", signal.SIGCONT)
+    release.touch()
 
+    assert call.result(timeout=HEAL_SECONDS).raw_output_contents
     answers_again(gateway)
     eventually(lambda: metric(router, "headrace_router_running") == 0, seconds=HEAL_SECONDS, what="nothing runs")
 

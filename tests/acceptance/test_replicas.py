@@ -1,11 +1,13 @@
-"""Two gateways before two routers: all four share the work, and one of each can leave under load without a loss."""
+"""Two gateways before two routers: all share the work, and one of each can leave or die under load without a loss."""
 
+import asyncio
 import signal
 import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from tests.acceptance.calls import (
     until_callable,
 )
 from tests.acceptance.eventually import eventually
-from tests.acceptance.metrics import metric
+from tests.acceptance.metrics import get, metric
 from tests.acceptance.stack import HEAL_SECONDS, Stack, started_stack
 
 pytestmark = pytest.mark.timeout(180)
@@ -167,6 +169,36 @@ def test_a_router_leaves_under_load_without_a_loss(whole: Stack, tmp_path: Path)
     assert set(outcomes) == {"answered"}, outcomes
 
 
+@pytest.mark.parametrize(
+    ("part", "signum"), [("router", signal.SIGKILL), ("triton", signal.SIGKILL), ("router", signal.SIGTERM)]
+)
+def test_one_of_two_goes_under_load_and_no_caller_notices(
+    whole: Stack, tmp_path: Path, part: str, signum: signal.Signals
+) -> None:
+    """What it had is run by the other one, and every call has its own answer, once."""
+    load, release = Load(whole.ready["grpc"]), tmp_path / "release"
+    answered = answers(whole)
+    with client(whole.grpc) as gateway:
+        calls = [gateway.begin(held(release), seconds=SECONDS + 10) for _ in range(8)]
+        calls += [gateway.begin(slow(1), seconds=SECONDS + 10) for _ in range(40)]
+        busy = eventually(lambda: busy_router(whole), seconds=SECONDS, what="a router has calls that run and wait")
+        name = busy.replace("router", part)
+        with load.running():
+            since = whole.kill(name, signum)
+            release.touch()
+            outcomes = Counter(how(call) for call in calls)
+            whole.until_back(name, since)
+
+    assert set(load.ended) == {"answered"}, load.ended
+    assert set(outcomes) == {"answered"}, outcomes
+    total = load.ended["answered"] + len(calls)
+    eventually(lambda: answers(whole) == answered + total, seconds=SECONDS, what="each was answered once")
+
+
+def answers(stack: Stack) -> float:
+    return sum(metric(admin, "headrace_gateway_calls_total", reason="OK") for admin in stack.ready["admin"])
+
+
 def busy_router(stack: Stack) -> str | None:
     """A router that runs as many calls of `slow` as it may, and has more of them that wait."""
     for number, admin in enumerate(stack.ready["router_admin"]):
@@ -178,6 +210,70 @@ def busy_router(stack: Stack) -> str | None:
 def how(call: Any) -> str:
     error = call.exception()
     return "answered" if error is None else str(ended(error))
+
+
+class Balancer:
+    """Takes connections for those gateways that say that they are ready, as a Service of Kubernetes does.
+
+    It knows nothing of calls: a connection stays where it is.
+    """
+
+    def __init__(self, stack: Stack) -> None:
+        self._gateways = list(zip(stack.ready["admin"], stack.ready["grpc"], strict=True))
+        self._turn = 0
+
+    async def __aenter__(self) -> str:
+        self._server = await asyncio.start_server(self._take, "127.0.0.1", 0)
+        return f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+
+    async def _take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        ready = [grpc for admin, grpc in self._gateways if await asyncio.to_thread(is_ready, admin)]
+        self._turn += 1
+        host, _, port = ready[self._turn % len(ready)].rpartition(":")
+        there, back = await asyncio.open_connection(host, int(port))
+        await asyncio.gather(self._pass_on(reader, back), self._pass_on(there, writer))
+
+    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while data := await reader.read(1 << 16):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+
+def is_ready(admin: str) -> bool:
+    try:
+        return get(admin, "/readyz")[0] == HTTPStatus.OK
+    except OSError:
+        return False
+
+
+@pytest.mark.usefixtures("_parts")
+async def test_gateways_restart_one_by_one_behind_a_balancer_and_no_caller_notices(
+    few_models: Path, tmp_path: Path
+) -> None:
+    """Callers are plain clients with one connection each, which they make anew when they are asked to."""
+    env = {"HEADRACE_GATEWAY__GRPC__CONNECTION_AGE_SECONDS": "1", "HEADRACE_GATEWAY__DRAIN__NOTICE_SECONDS": "3"}
+    options = ("--model-repository", str(few_models), "--gateways", "2")
+    with started_stack(tmp_path / "restarted", *options, env=env) as stack:
+        await asyncio.to_thread(until_callable, stack)
+        async with Balancer(stack) as address:
+            load = Load([address], callers=8)
+            await asyncio.to_thread(restart_each, stack, load)
+
+    assert set(load.ended) == {"answered"}, load.ended
+
+
+def restart_each(stack: Stack, load: Load) -> None:
+    with load.running():
+        for name in ("gateway-0", "gateway-1"):
+            since = stack.kill(name, signal.SIGTERM)
+            stack.until_back(name, since)
+            admin = stack.ready["admin"][int(name[-1])]
+            eventually(lambda: is_ready(admin), seconds=HEAL_SECONDS, what=f"{name} takes calls")  # noqa: B023
 
 
 def test_a_gateway_says_that_it_leaves_and_answers_what_it_has(whole: Stack, tmp_path: Path) -> None:

@@ -91,10 +91,12 @@ class Failures:
 
     def __init__(self) -> None:
         self.told: list[tuple[bytes, type[LogError]]] = []
+        self.attempts: list[int] = []
         self._grown = asyncio.Event()
 
-    def __call__(self, call_id: bytes, error: LogError) -> None:
+    def __call__(self, call_id: bytes, attempt: int, error: LogError) -> None:
         self.told.append((call_id, type(error)))
+        self.attempts.append(attempt)
         self._grown.set()
 
     async def until(self, count: int) -> None:

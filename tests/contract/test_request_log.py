@@ -148,11 +148,29 @@ async def test_a_record_for_no_partition_fails_and_this_is_told_once(carrier: Lo
         try:
             publisher.publish(TopicPartition(topic, 7), call_id, b"", b"")
         except LogUnavailableError:  # known at once where the topic is known already
-            failures(call_id, LogUnavailableError())
+            failures(call_id, 1, LogUnavailableError())
     await failures.until(2)
     await asyncio.sleep(A_WHILE_SECONDS)
 
     assert failures.told == [(b"one", LogUnavailableError), (b"two", LogUnavailableError)]
+
+
+async def test_a_failure_names_the_attempt_that_failed(carrier: LogCarrier, group: str) -> None:
+    """An earlier attempt's failure comes when the next one is on its way already."""
+    topic = await carrier.topic(1)
+    taker = await carrier.taker(group, [topic])
+    failures = Failures()
+    publisher = await carrier.publisher(failures)
+
+    try:
+        publisher.publish(TopicPartition(topic, 7), b"c", b"", b"", attempt=2)
+    except LogUnavailableError:  # known at once where the topic is known already
+        failures(b"c", 2, LogUnavailableError())
+    publisher.publish(TopicPartition(topic, 0), b"c", b"", b"", attempt=3)
+    await failures.until(1)
+    await until_fetched(taker, 1)
+
+    assert (failures.told, failures.attempts) == ([(b"c", LogUnavailableError)], [2])
 
 
 # Room, pause and resume.

@@ -62,10 +62,11 @@ async def test_what_waits_its_turn_fails_with_what_it_waits_behind_when_the_brok
         ids = [b"%d" % number for number in range(100)]
 
         for call_id in ids:
-            publisher.publish(TopicPartition("t", 0), call_id, b"", b"payload")
+            publisher.publish(TopicPartition("t", 0), call_id, b"", b"payload", attempt=2)
         await failures.until(100)
 
     assert sorted(failures.told) == sorted((call_id, LogUnavailableError) for call_id in ids)
+    assert set(failures.attempts) == {2}
 
 
 async def test_leaving_does_not_wait_for_a_broker_that_is_away() -> None:

@@ -82,7 +82,7 @@ def publisher(settings: KafkaSettings, failures: "asyncio.Queue[tuple[bytes, Log
         client_id="test",
         max_message_bytes=LIMIT,
         delivery_seconds=DELIVERY_SECONDS,
-        on_failure=lambda call_id, error: failures.put_nowait((call_id, error)),
+        on_failure=lambda call_id, _attempt, error: failures.put_nowait((call_id, error)),
     )
 
 

@@ -13,6 +13,7 @@ import router.metrics
 from aggregator.app import Summing
 from gateway.access import Access
 from gateway.calls import WaitingCalls
+from gateway.delivery import Loss
 from gateway.identity import Caller
 from gateway.infer import METHOD
 from gateway.limits.leases import MAX_BUCKETS
@@ -55,7 +56,10 @@ def gateway_access(folder: Path, tenants: int = 1) -> Access:
 
 def gateway_instruments(known: Registry, access: Access, tally: Tally) -> list[Instrument]:
     calls = WaitingCalls(max_calls=10, max_bytes=10)
-    return gateway.metrics.instruments(known, calls, tally, access, cancelled=lambda: 0, lag=LoopLag())
+    republished = dict.fromkeys(Loss.__members__, 0)
+    return gateway.metrics.instruments(
+        known, calls, tally, access, republished=republished, cancelled=lambda: 0, lag=LoopLag()
+    )
 
 
 def a_router(folder: Path) -> Router:

@@ -103,14 +103,16 @@ class MemoryPublisher:
 
     async def __aexit__(self, *_: object) -> None: ...
 
-    def publish(self, place: TopicPartition, call_id: bytes, envelope: bytes, payload: bytes) -> None:
+    def publish(
+        self, place: TopicPartition, call_id: bytes, envelope: bytes, payload: bytes, *, attempt: int = 1
+    ) -> None:
         """See RequestPublisher.publish."""
         if self._log.refuse_at_once is not None:
             raise self._log.refuse_at_once
         if len(payload) > self._log.max_message_bytes:
             raise RecordTooLargeError("the request is larger than the log takes")
         loop = asyncio.get_running_loop()
-        self._unsent[call_id] = loop.call_soon(self._deliver, place, call_id, envelope, payload)
+        self._unsent[call_id] = loop.call_soon(self._deliver, place, call_id, attempt, envelope, payload)
 
     def withdraw(self, call_id: bytes) -> bool:
         """See RequestPublisher.withdraw."""
@@ -119,12 +121,12 @@ class MemoryPublisher:
             unsent.cancel()
         return unsent is not None
 
-    def _deliver(self, place: TopicPartition, call_id: bytes, envelope: bytes, payload: bytes) -> None:
+    def _deliver(self, place: TopicPartition, call_id: bytes, attempt: int, envelope: bytes, payload: bytes) -> None:
         self._unsent.pop(call_id, None)
         if self._log.refuse_later is not None:
-            self._on_failure(call_id, self._log.refuse_later)
+            self._on_failure(call_id, attempt, self._log.refuse_later)
         elif place not in self._log.records:
-            self._on_failure(call_id, LogUnavailableError("there is no such partition"))
+            self._on_failure(call_id, attempt, LogUnavailableError("there is no such partition"))
         else:
             self._log.append(place, call_id, envelope, payload)
 

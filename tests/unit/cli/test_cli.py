@@ -169,7 +169,7 @@ def test_a_model_repository_that_is_not_there_is_one_line(cli: CliRunner, tmp_pa
 
 
 def test_the_printed_calls_survive_any_key_that_a_shell_would_mangle() -> None:
-    python, grpcurl, perf_analyzer = examples("127.0.0.1:8001", 'it\'s $HOME `x` "y"')
+    python, _, grpcurl, perf_analyzer = examples("127.0.0.1:8001", "127.0.0.1:8000", 'it\'s $HOME `x` "y"')
 
     assert """'authorization: Bearer it'"'"'s $HOME `x` "y"'""" in grpcurl.command
     # perf_analyzer would send a space after the colon as part of the value.

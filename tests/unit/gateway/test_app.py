@@ -14,7 +14,8 @@ from google.rpc.status_pb2 import Status
 
 from gateway.administration import SERVICE
 from gateway.app import Gateway
-from gateway.calls import TAKE_OVER_SECONDS, Call
+from gateway.calls import Call
+from gateway.delivery import TAKE_OVER_SECONDS
 from gateway.errors import RouterLost
 from gateway.failures import Failures
 from gateway.infer import METHOD as MODEL_INFER
@@ -40,9 +41,10 @@ from tests.unit.gateway.announcing import GATEWAY, POOL, description, heartbeat,
 A, B = RouterKey("a", 1), RouterKey("b", 2)
 LOOPBACK, KEY = "127.0.0.1", "let-me-in"
 PATIENCE_SECONDS = 10.0
+WAIT_SECONDS = 30.0
 
 
-def settings(folder: Path, host: str = LOOPBACK, grace_seconds: float = 60.0) -> GatewaySettings:
+def settings(folder: Path, host: str = LOOPBACK, grace_seconds: float = 60.0, attempts: int = 3) -> GatewaySettings:
     secret, key = folder / "secret", folder / "key"
     secret.write_text("shared")
     key.write_text(KEY)
@@ -56,6 +58,8 @@ def settings(folder: Path, host: str = LOOPBACK, grace_seconds: float = 60.0) ->
             admin=AdminSettings(host=host, port=0),
             identity=IdentitySettings(development_key_file=key),
             drain=DrainSettings(notice_seconds=0, grace_seconds=grace_seconds),
+            attempts=attempts,
+            owner_wait_seconds=WAIT_SECONDS,
         ),
     )
 
@@ -97,6 +101,11 @@ def is_lost(call: Call) -> bool:
     return call.answer.done() and isinstance(call.answer.exception(), RouterLost)
 
 
+def is_tried_again(call: Call, *routers: RouterKey) -> bool:
+    """Whether it is with these for the second time; with none it waits for one."""
+    return not call.answer.done() and (call.attempt, call.routers) == (2, routers)
+
+
 def now() -> float:
     return asyncio.get_running_loop().time()
 
@@ -104,7 +113,7 @@ def now() -> float:
 # Silence.
 
 
-async def test_the_calls_of_a_silent_router_end_and_others_wait_on(gateway: Gateway) -> None:
+async def test_the_calls_of_a_silent_router_go_to_another_and_others_wait_on(gateway: Gateway) -> None:
     """While the log works: this gateway's own heartbeats come back."""
     routers(gateway, A, B)
     call, other = waiting(gateway, A), waiting(gateway, B)
@@ -116,8 +125,9 @@ async def test_the_calls_of_a_silent_router_end_and_others_wait_on(gateway: Gate
     assert not call.answer.done()
     gateway._advance(ROUTER_SILENCE_SECONDS + 0.1)
 
-    assert is_lost(call)
+    assert is_tried_again(call, B)
     assert not other.answer.done()
+    assert other.attempt == 1
 
 
 # Leaving.
@@ -138,7 +148,7 @@ async def test_a_router_that_said_goodbye_leaves_its_calls_to_the_next_owner(gat
     assert call.routers == (B,)
 
 
-async def test_what_nobody_took_over_in_time_is_lost(gateway: Gateway) -> None:
+async def test_what_nobody_took_over_in_time_is_published_again(gateway: Gateway) -> None:
     routers(gateway, A, B)
     call = waiting(gateway, A)
 
@@ -147,29 +157,38 @@ async def test_what_nobody_took_over_in_time_is_lost(gateway: Gateway) -> None:
     assert not call.answer.done()
     gateway._advance(now() + TAKE_OVER_SECONDS + 0.5)
 
-    assert is_lost(call)
+    assert is_tried_again(call, B)
 
 
-async def test_nothing_is_kept_for_a_model_that_no_other_router_has_ready(gateway: Gateway) -> None:
-    routers(gateway, A)
+@pytest.mark.parametrize("others", [(), (B,)])
+async def test_where_no_router_is_left_a_call_waits_for_one_for_a_while(
+    gateway: Gateway, others: tuple[RouterKey, ...]
+) -> None:
+    routers(gateway, A, *others)
     call = waiting(gateway, A)
 
     gateway.left(A)
     gateway.detached(A)
-
-    assert is_lost(call)
-
-
-async def test_what_is_kept_ends_once_the_other_router_is_gone_too(gateway: Gateway) -> None:
-    routers(gateway, A, B)
-    call = waiting(gateway, A)
-
-    gateway.left(A)
-    gateway.detached(A)
-    gateway.detached(B)
+    for other in others:
+        gateway.detached(other)
     gateway._advance(now())
 
+    assert is_tried_again(call)
+    gateway._advance(now() + WAIT_SECONDS + 0.5)
     assert is_lost(call)
+
+
+async def test_where_a_call_may_be_published_once_it_ends_with_its_router(tmp_path: Path) -> None:
+    async with started(settings(tmp_path, attempts=1)) as gateway:
+        routers(gateway, A, B)
+        call, left = waiting(gateway, B, partition=1), waiting(gateway, A)
+
+        gateway.detached(B)
+        gateway.left(A)
+        gateway.detached(A)
+
+        assert is_lost(call)
+        assert is_lost(left)
 
 
 async def test_a_router_that_dies_while_it_leaves_is_a_lost_one(gateway: Gateway) -> None:
@@ -182,7 +201,7 @@ async def test_a_router_that_dies_while_it_leaves_is_a_lost_one(gateway: Gateway
 
     gateway.detached(A)
 
-    assert is_lost(call)
+    assert is_tried_again(call, B)
 
 
 async def test_a_goodbye_counts_once(gateway: Gateway) -> None:
@@ -194,7 +213,7 @@ async def test_a_goodbye_counts_once(gateway: Gateway) -> None:
 
     gateway.detached(A)
 
-    assert is_lost(call)
+    assert is_tried_again(call, B)
 
 
 # The gateway's own leaving.

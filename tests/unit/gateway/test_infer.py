@@ -20,6 +20,7 @@ from tritonclient.grpc import service_pb2 as oip
 
 from gateway.admission import Admission
 from gateway.calls import WaitingCalls
+from gateway.delivery import Delivery, DeliveryTerms
 from gateway.identity import Caller
 from gateway.infer import METHOD, CallTerms, ModelInfer, random_ids
 from gateway.quotas import Accounts
@@ -98,9 +99,17 @@ class Routers:
 class Hub:
     """What the gateway hears from routers."""
 
-    def __init__(self, calls: WaitingCalls) -> None:
-        self.answered = calls.answered
+    def __init__(self) -> None:
+        self.delivery: Delivery | None = None
         self.is_attached = asyncio.Event()
+
+    def answered(self, call_id: bytes, attempt: int, outcome: Outcome) -> None:
+        assert self.delivery is not None
+        self.delivery.answered(call_id, attempt, outcome)
+
+    def publish_failed(self, call_id: bytes, attempt: int, error: LogError) -> None:
+        assert self.delivery is not None
+        self.delivery.publish_failed(call_id, attempt, error)
 
     def attached(self, _router: RouterKey) -> None:
         self.is_attached.set()
@@ -115,6 +124,7 @@ class Rig:
     """A running gateway's call path, and everything around it."""
 
     infer: ModelInfer
+    delivery: Delivery
     calls: WaitingCalls
     log: MemoryRequestLog
     routers: Routers
@@ -141,7 +151,7 @@ class Rig:
     async def answer(self, outcome: Outcome) -> Record:
         """Answer the next record."""
         record = await self.record()
-        self.link.send(record.call_id, 1, outcome)
+        self.link.send(record.call_id, read_envelope(record.envelope).attempt, outcome)
         return record
 
     async def assert_nothing_is_left(self) -> None:
@@ -181,11 +191,15 @@ async def started(
     admission: Admission | None = None,
     usage: UsageMeter | None = None,
     traces: CallTraces | None = None,
+    pool_may_sleep: bool = False,
+    turn: int = 0,
+    attempts: int = 1,
+    owner_wait_seconds: float = 60.0,
     **terms: Any,
 ) -> AsyncIterator[Rig]:
     """The call path on a port of its own, and a router that is attached and reads the log."""
     calls = WaitingCalls(max_calls=max_calls, max_bytes=max_bytes)
-    network, log, routers, events = MemoryNetwork(), MemoryRequestLog(), Routers(), Hub(calls)
+    network, log, routers, events = MemoryNetwork(), MemoryRequestLog(), Routers(), Hub()
     log.create(TOPIC, 8)
     async with (
         MemoryAnswerHub(network, address=REPLY_ADDRESS, incarnation=INCARNATION, pool=POOL, events=events) as hub,
@@ -198,20 +212,29 @@ async def started(
         assert link is not None
         await events.is_attached.wait()
         agreed: dict[str, Any] = {
-            "pool": POOL,
             "reply_address": REPLY_ADDRESS,
             "incarnation": INCARNATION,
             "default_deadline_seconds": DEFAULT_SECONDS,
             "maximum_deadline_seconds": MAXIMUM_SECONDS,
             "max_message_bytes": LIMIT,
-            "pool_may_sleep": False,
         }
+        known = one_router() if known is None else known
+        delivery = events.delivery = Delivery(
+            terms=DeliveryTerms(
+                pool=POOL, pool_may_sleep=pool_may_sleep, attempts=attempts, owner_wait_seconds=owner_wait_seconds
+            ),
+            registry=known,
+            calls=calls,
+            publisher=publisher or MemoryPublisher(log, on_failure=events.publish_failed),
+            hub=hub,
+            clock=asyncio.get_running_loop().time,
+            turn=turn,
+        )
         infer = ModelInfer(
             terms=CallTerms(**agreed | terms),
-            registry=one_router() if known is None else known,
+            registry=known,
             calls=calls,
-            publisher=publisher or MemoryPublisher(log, on_failure=calls.publish_failed),
-            hub=hub,
+            delivery=delivery,
             admission=admission or admitting(),
             usage=usage or UsageMeter("gateway/a/1"),
             traces=traces,
@@ -224,7 +247,7 @@ async def started(
         await server.start()
         try:
             async with grpc.aio.insecure_channel(address) as channel:
-                yield Rig(infer, calls, log, routers, link, channel)
+                yield Rig(infer, delivery, calls, log, routers, link, channel)
         finally:
             await server.stop(None)
 
@@ -315,7 +338,7 @@ async def test_a_call_that_no_router_had_frees_its_slot_at_once() -> None:
     class Kept(MemoryPublisher):
         """Holds every record back, so that it can still be withdrawn."""
 
-        def publish(self, *_: object) -> None:
+        def publish(self, *_: object, **__: object) -> None:
             kept.set()
 
         def withdraw(self, _call_id: bytes) -> bool:
@@ -492,8 +515,8 @@ async def test_gateways_with_one_call_each_do_not_all_choose_the_same_router() -
         heartbeat(A), description(A, partitions=(0,)), heartbeat(B), description(B, partitions=(5,)), attached=(A, B)
     )
     chosen = set()
-    for incarnation in range(4):
-        async with started(known, incarnation=incarnation) as rig:
+    for turn in range(4):
+        async with started(known, turn=turn) as rig:
             call = rig.call()
             chosen.add((await rig.record()).place.partition)
             call.cancel()
@@ -670,8 +693,10 @@ async def test_a_pool_that_is_awake_without_the_model_is_not_asleep() -> None:
 class Broken:
     """A publisher that fails in a way that it does not promise."""
 
-    def publish(self, place: TopicPartition, call_id: bytes, envelope: bytes, payload: bytes) -> None:
-        del place, call_id, envelope, payload
+    def publish(
+        self, place: TopicPartition, call_id: bytes, envelope: bytes, payload: bytes, *, attempt: int = 1
+    ) -> None:
+        del place, call_id, envelope, payload, attempt
         raise LookupError("host db-7 is lost")
 
     def withdraw(self, call_id: bytes) -> bool:
@@ -733,8 +758,10 @@ class Queueing:
         self.waiting: set[bytes] = set()
         self.changed = asyncio.Event()
 
-    def publish(self, place: TopicPartition, call_id: bytes, envelope: bytes, payload: bytes) -> None:
-        del place, envelope, payload
+    def publish(
+        self, place: TopicPartition, call_id: bytes, envelope: bytes, payload: bytes, *, attempt: int = 1
+    ) -> None:
+        del place, envelope, payload, attempt
         self.waiting.add(call_id)
         self.changed.set()
 
@@ -788,11 +815,96 @@ async def test_a_lost_router_ends_its_calls_and_routers_hear_of_it(rig: Rig) -> 
     call = rig.call()
     record = await rig.record()
 
-    rig.calls.router_lost(A, rig.infer.abandon)
+    rig.delivery.router_lost(A)
 
     assert await refused(call) == (StatusCode.UNAVAILABLE, "ROUTER_LOST")
     assert (await rig.cancellation())[:2] == (record.call_id, 1)
     await rig.assert_nothing_is_left()
+
+
+# What is published again.
+
+
+def two_routers() -> Registry:
+    return registry(
+        heartbeat(A), description(A, partitions=(0,)), heartbeat(B), description(B, partitions=(5,)), attached=(A, B)
+    )
+
+
+async def test_a_lost_call_is_published_again_as_it_was() -> None:
+    async with started(two_routers(), attempts=3) as rig:
+        call = rig.call(metadata=[("my-id", "1")])
+        first = await rig.record()
+        lost_by = A if first.place.partition == 0 else B
+
+        rig.delivery.router_lost(lost_by)
+        second = await rig.answer(b"done")
+
+        assert await call == b"done"
+        assert (await rig.cancellation())[:2] == (first.call_id, 1)
+        told, again = read_envelope(first.envelope), read_envelope(second.envelope)
+        assert (told.attempt, again.attempt) == (1, 2)
+        again.attempt = 1
+        assert again == told
+        assert (second.call_id, second.payload) == (first.call_id, first.payload)
+        assert {first.place.partition, second.place.partition} == {0, 5}
+        assert rig.infer.ended == Counter(OK=1)
+        assert rig.delivery.republished == Counter(ROUTER_LOST=1)
+        await rig.assert_nothing_is_left()
+
+
+async def test_a_call_that_is_published_again_is_used_once_and_keeps_its_slot() -> None:
+    meter = UsageMeter("gateway/a/1")
+    async with started(two_routers(), attempts=3, usage=meter, admission=admitting(ONE_AT_A_TIME)) as rig:
+        call = rig.call()
+        await rig.answer(Failure.TRITON_LOST)
+        second = await rig.record()
+
+        assert await refused(rig.call()) == (StatusCode.RESOURCE_EXHAUSTED, "CONCURRENCY_LIMITED")
+        rig.link.send(second.call_id, 2, b"12345")
+        await call
+        next_one = rig.call()
+        await rig.answer(b"")
+        await next_one
+        [used] = meter.close()[0].entries
+
+    assert (used.calls, used.request_bytes, used.response_bytes) == (2, 2 * len(REQUEST), 5)
+
+
+async def test_a_caller_who_leaves_while_its_call_is_tried_again_takes_every_attempt_along() -> None:
+    async with started(two_routers(), attempts=3) as rig:
+        call = rig.call()
+        first = await rig.answer(Failure.TRITON_LOST)
+        await rig.record()
+        assert (await rig.cancellation())[:2] == (first.call_id, 1)
+
+        call.cancel()
+
+        assert (await rig.cancellation())[:2] == (first.call_id, 2)
+        await rig.assert_nothing_is_left()
+
+
+async def test_a_deadline_ends_a_call_that_waits_for_a_router() -> None:
+    known = one_router()
+    async with started(known, attempts=3, default_deadline_seconds=0.2) as rig:
+        call = rig.call()
+        await rig.record()
+        known.detached(A)
+        rig.delivery.router_lost(A)
+
+        assert await refused(call) == (StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED")
+        await rig.assert_nothing_is_left()
+
+
+async def test_a_call_of_a_sequence_that_is_lost_is_aborted() -> None:
+    request = oip.ModelInferRequest(model_name="simple")
+    request.parameters["sequence_id"].int64_param = 7
+    async with started(two_routers(), attempts=3) as rig:
+        call = rig.call(request.SerializeToString())
+        await rig.answer(Failure.TRITON_LOST)
+
+        assert await refused(call) == (StatusCode.ABORTED, "SEQUENCE_LOST")
+        assert rig.infer.ended == Counter(SEQUENCE_LOST=1)
 
 
 async def test_a_whole_message_of_the_protocol_arrives(rig: Rig) -> None:

@@ -1,6 +1,7 @@
 """What a scrape tells of a gateway."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -44,6 +45,7 @@ class Scraped:
         database = DatabaseSettings(url=f"sqlite:///{folder / 'headrace.db'}")
         self.now = 1000.0
         self.cancelled = 0
+        self.republished = Counter(ROUTER_LOST=0, ROUTER_LEFT=0, TRITON_LOST=0)
         self.registry = a_registry("simple", "slow") if known is None else known
         self.access = Access(section, database, pool=POOL, source="gateway/g/0", gateways=lambda: 1)
         self.calls = WaitingCalls(max_calls=2000, max_bytes=100_000, clock=lambda: self.now)
@@ -54,6 +56,7 @@ class Scraped:
                 self.calls,
                 self.tally,
                 self.access,
+                republished=self.republished,
                 cancelled=lambda: self.cancelled,
                 lag=LoopLag(),
                 clock=lambda: self.now,
@@ -214,20 +217,23 @@ async def test_refusals_are_told_by_who_refused(gateway: Scraped) -> None:
 
 
 async def test_what_the_log_did_not_take_is_counted(gateway: Scraped) -> None:
-    call = gateway.waits(1)
-
-    gateway.calls.publish_failed(call.call_id, LogUnavailableError())
+    gateway.calls.not_taken(LogUnavailableError())
 
     assert gateway.by("reason", "delivery_failures_total") == {
         "LOG_UNAVAILABLE": 1,
         "LOG_FULL": 0,
         "REQUEST_TOO_LARGE": 0,
     }
-    assert call.answer.exception() is not None
+
+
+async def test_what_was_published_again_is_counted_by_why(gateway: Scraped) -> None:
+    gateway.republished["ROUTER_LOST"] += 2
+
+    assert gateway.by("reason", "republished_total") == {"ROUTER_LOST": 2, "ROUTER_LEFT": 0, "TRITON_LOST": 0}
 
 
 async def test_stray_answers_and_cancellations_are_counted(gateway: Scraped) -> None:
-    gateway.calls.answered(b"nobody's", 1, b"")
+    gateway.calls.strays = 1
     gateway.cancelled = 4
 
     assert gateway["stray_answers_total"] == {(): 1}

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tritonclient.grpc.service_pb2 import ModelInferRequest
 
 from gateway.errors import RequestMalformed
-from gateway.routing_fields import routing_fields
+from gateway.routing_fields import in_sequence, routing_fields
 from tests.fuzz.agreement import NESTED, assert_no_worse, assert_same, verdicts
 from tests.unit.gateway.wire import field, varint
 
@@ -176,3 +176,23 @@ def test_a_large_tensor_is_stepped_over() -> None:
     for _ in range(100):
         routing_fields(request)
     assert time.process_time() - started < 0.05
+
+
+# Sequences.
+
+
+@given(parameters)
+def test_a_request_is_in_a_sequence_where_it_names_one(values: dict[str, bool | int | str]) -> None:
+    values = {"sequence_start": True, **values}
+    for named in (None, 0, "", 7, -1, "session"):
+        request = parameter_map(values if named is None else {**values, "sequence_id": named})
+        assert in_sequence(request.SerializeToString()) == bool(named)
+
+
+def test_the_last_name_of_a_sequence_counts() -> None:
+    none, one = (parameter_map({"sequence_id": number}).SerializeToString() for number in (0, 7))
+
+    assert in_sequence(none + one)
+    assert not in_sequence(one + none)
+    assert not in_sequence(field(4, field(1, b"sequence_id")))
+    assert not in_sequence(field(4, b"\xff"))

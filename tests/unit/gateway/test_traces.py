@@ -85,6 +85,20 @@ async def test_an_answered_call_is_its_span_and_its_publication(kept: KeptSpans)
     )
 
 
+async def test_each_attempt_is_a_publication_of_its_own(kept: KeptSpans) -> None:
+    async with started(traces=all_of(kept), attempts=2) as rig:
+        call = rig.call()
+        await rig.answer(Failure.TRITON_LOST)
+        second = await rig.answer(b"done")
+        await call
+
+    sends = [span for span in kept.ended if span.kind.name == "PRODUCER"]
+    assert [attributes(span).get("headrace.attempt") for span in sends] == [None, 2]
+    told = read_envelope(second.envelope).trace_context
+    assert int.from_bytes(told.span_id) == sends[1].context.span_id
+    assert [span.parent for span in sends] == 2 * [kept.named(NAME).context]
+
+
 async def test_a_callers_trace_is_continued(kept: KeptSpans) -> None:
     async with started(traces=all_of(kept)) as rig:
         call = rig.call(metadata=SAMPLED)
@@ -259,7 +273,7 @@ async def test_other_methods_are_not_traced(kept: KeptSpans) -> None:
 
 async def test_what_nobody_foresaw_is_internal(kept: KeptSpans) -> None:
     class Broken(MemoryPublisher):
-        def publish(self, *_: object) -> None:
+        def publish(self, *_: object, **__: object) -> None:
             raise ZeroDivisionError
 
     publisher = Broken(MemoryRequestLog(), on_failure=lambda *_: None)

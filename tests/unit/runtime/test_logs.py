@@ -50,10 +50,19 @@ def test_payloads_and_secrets_are_not_written(formatter: logging.Formatter) -> N
 
 
 @pytest.mark.parametrize("formatter", [JsonLines("gateway"), TextLines()])
-def test_a_caller_can_not_write_a_line_of_its_own(formatter: logging.Formatter) -> None:
-    line = formatter.format(record("model %s", "x\n2026-01-01 all is well", model="y\nz"))
+@pytest.mark.parametrize("odd", ["\n", "\r", "\x0b", "\x1b[31m", "\x85", "\x9b2J", "\u2028", "\u202e", "\x7f"])
+def test_a_caller_can_not_write_a_line_of_its_own_nor_move_a_cursor(formatter: logging.Formatter, odd: str) -> None:
+    line = formatter.format(record("model %s", f"x{odd}2026-01-01 all is well", model=f"y{odd}z"))
 
     assert len(line.splitlines()) == 1
+    assert line.isprintable()
+
+
+def test_what_is_escaped_reads_as_it_was() -> None:
+    line = JsonLines("gateway").format(record("größer", model="a\u2028\x9b🙂"))
+
+    assert json.loads(line)["model"] == "a\u2028\x9b🙂"
+    assert "größer" in line
 
 
 def test_json_keeps_a_traceback_in_its_line() -> None:

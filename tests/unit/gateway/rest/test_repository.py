@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.errors import Refusal, RestRequestInvalid
+from gateway.errors import Refusal, RequestTooLarge, RestRequestInvalid
 from gateway.rest.repository import index_request, load_request, unload_request
 
+LIMIT = 1 << 20
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
@@ -27,7 +28,7 @@ def test_a_load_brings_config_and_files() -> None:
     content = base64.b64encode(b"\x00\xff").decode()
     body = f'{{"parameters": {{"config": "{{}}", "file:1/model.py": "{content}", "n": 3, "b": true}}}}'
 
-    parameters = load_request("m", body.encode()).parameters
+    parameters = load_request("m", body.encode(), LIMIT).parameters
 
     assert parameters["config"].string_param == "{}"
     assert parameters["file:1/model.py"].bytes_param == b"\x00\xff"
@@ -35,7 +36,7 @@ def test_a_load_brings_config_and_files() -> None:
 
 
 def test_a_config_may_be_an_object() -> None:
-    assert load_request("m", b'{"parameters":{"config":{"a":1}}}').parameters["config"].string_param == '{"a":1}'
+    assert load_request("m", b'{"parameters":{"config":{"a":1}}}', LIMIT).parameters["config"].string_param == '{"a":1}'
 
 
 def test_an_unload_may_take_what_depends_on_it() -> None:
@@ -59,7 +60,7 @@ def test_an_unload_may_take_what_depends_on_it() -> None:
 )
 def test_a_mistake_is_told_by_its_place(body: bytes, word: str) -> None:
     with pytest.raises(RestRequestInvalid, match=word):
-        load_request("m", body)
+        load_request("m", body, LIMIT)
 
 
 def test_ready_is_true_or_false() -> None:
@@ -73,8 +74,21 @@ def test_any_body_is_read_or_refused(document: object, noise: bytes) -> None:
     with suppress(TypeError):  # a number that JSON has and orjson has not
         bodies += [orjson.dumps(document), orjson.dumps({"parameters": document})]
     for body in bodies:
-        for read in (lambda body: load_request("m", body), lambda body: unload_request("m", body), index_request):
+        for read in (
+            lambda body: load_request("m", body, LIMIT),
+            lambda body: unload_request("m", body),
+            index_request,
+        ):
             try:
                 read(body).SerializeToString()
             except Refusal:
                 continue
+
+
+def test_a_body_beyond_its_size_is_refused_before_it_is_read() -> None:
+    with pytest.raises(RequestTooLarge):
+        load_request("m", b" " * 101, 100)
+    with pytest.raises(RequestTooLarge):
+        unload_request("m", b" " * (65 << 10))
+    with pytest.raises(RequestTooLarge):
+        index_request(b" " * (65 << 10))

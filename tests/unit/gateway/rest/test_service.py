@@ -1,6 +1,7 @@
 """REST calls on a real port of grpc.aio: what comes of the gRPC methods beneath, as a body and headers."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,8 +19,10 @@ from gateway.edge import CallHandlers, edge_server, open_port
 from gateway.errors import GatewayFull, ModelUnknown, RateLimited, Refusal
 from gateway.failures import Failures, Slowed
 from gateway.identity import Caller
+from gateway.infer import Answer, Translation
 from gateway.rest import service
 from gateway.rest.context import SERVICE
+from gateway.rest.infer import request_of
 from gateway.settings import GrpcSettings
 from gateway.status import Context, abort, rate_metadata, unary
 from headrace.v1 import rest_pb2 as rest
@@ -70,18 +73,23 @@ class Beneath:
     async def _model_ready(self, _: oip.ModelReadyRequest, __: Context) -> oip.ModelReadyResponse:
         return oip.ModelReadyResponse(ready=self.ready)
 
-    def infer(self, _: Caller, __: object) -> Callable[[bytes, Context], Awaitable[bytes]]:
-        async def respond(request: bytes, context: Context) -> bytes:
-            asked = oip.ModelInferRequest.FromString(request)
-            self.asked.append(asked)
-            if self.refusal is not None:
+    def infer(self, _: Caller, __: object) -> Answer:
+        async def respond(request: bytes, context: Context, translation: Translation | None = None) -> bytes:
+            assert request
+            if self.refusal is not None:  # before anything is read
                 await abort(context, self.refusal)
+            assert translation is not None
+            try:
+                asked = oip.ModelInferRequest.FromString(await translation.read())
+            except Refusal as refusal:
+                await abort(context, refusal)
+            self.asked.append(asked)
             context.set_trailing_metadata(rate_metadata(LEFT))
             answer = oip.ModelInferResponse(model_name=asked.model_name, model_version="1", id=asked.id)
             for tensor, raw in zip(asked.inputs, asked.raw_input_contents, strict=True):
                 answer.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
                 answer.raw_output_contents.append(raw)
-            return bytes(answer.SerializeToString())
+            return await translation.write(answer.SerializeToString())
 
         return respond
 
@@ -109,10 +117,11 @@ class Rest:
 async def served() -> AsyncIterator[Rest]:
     beneath, full = Beneath(), asyncio.Event()
     verify: Callable[[str], Caller | None] = {"k": Caller("acme", "k")}.get
+    callers = Callers([verify])
     handlers = CallHandlers(
-        Callers([verify]),
+        callers,
         {service.INFER: service.infer(beneath.infer, LIMIT, JSON_LIMIT)},
-        service.handlers(beneath.methods(), LIMIT),
+        service.handlers(beneath.methods(), callers, LIMIT, JSON_LIMIT),
         audit=Audit(lambda: 0.0),
         slowed=Slowed(Failures()),
         full=full.is_set,
@@ -217,6 +226,14 @@ async def test_a_refusal_tells_its_reason_and_when_to_come_back(served: Rest, me
     assert told["x-ratelimit-remaining"] == "9"
 
 
+async def test_a_body_is_read_only_for_who_may_call(served: Rest) -> None:
+    served.beneath.refusal = RateLimited(retry_after_seconds=1.0, scope="tenant acme", limit="1")
+
+    _, _, told = await refused(served.call("ModelInfer", infer_request(b"{")))
+
+    assert told["x-headrace-reason"] == "RATE_LIMITED"
+
+
 async def test_strangers_and_a_full_gateway_are_told_the_same_way(served: Rest) -> None:
     code, _, told = await refused(served.call("ModelInfer", infer_request(ECHO + b"}"), key="wrong"))
     assert (code, told["x-headrace-reason"]) == (grpc.StatusCode.UNAUTHENTICATED, "KEY_INVALID")
@@ -296,7 +313,34 @@ async def test_an_unknown_model_is_told_as_such(served: Rest) -> None:
     assert "retry-after" not in told
 
 
+async def test_nothing_is_made_of_what_a_user_sends_to_load(served: Rest) -> None:
+    """The method beneath refuses it, with its own word and audit."""
+    body = HttpBody(data=b'{"parameters":{"config":"{}"}}')
+
+    await served.call("RepositoryModelLoad", rest.RepositoryModelLoadRequest(model_name="m", body=body))
+
+    assert served.beneath.asked == [oip.RepositoryModelLoadRequest(model_name="m")]
+
+
+async def test_a_large_body_is_read_beside_the_loop(served: Rest, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[bool] = []
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        threads.append(threading.current_thread() is threading.main_thread())
+        return request_of(*args, **kwargs)
+
+    monkeypatch.setattr("gateway.rest.service.request_of", watched)
+    head = b'{"inputs":[{"name":"X","datatype":"UINT8","shape":[100000],"parameters":{"binary_data_size":100000}}]}'
+    metadata = (("inference-header-content-length", str(len(head))),)
+
+    await served.call("ModelInfer", infer_request(head + bytes(100_000)), metadata=metadata)
+    await served.call("ModelInfer", infer_request(ECHO + b"}"))
+
+    assert threads == [False, True]
+
+
 def test_every_method_of_the_service_is_answered() -> None:
     declared = {method.name for method in rest.DESCRIPTOR.services_by_name["RestService"].methods}
 
-    assert {*service.handlers(Beneath().methods(), LIMIT), service.INFER} == {f"/{SERVICE}/{name}" for name in declared}
+    made = service.handlers(Beneath().methods(), Callers([]), LIMIT, JSON_LIMIT)
+    assert {*made, service.INFER} == {f"/{SERVICE}/{name}" for name in declared}
