@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Writes the digest of every image that the overlays and our own Dockerfiles name by version: what was looked at is what
+# is run, whatever its tag points to later. Needs docker with buildx, and the way to the registries.
+#
+#   deploy/images/pin.sh            all of them
+#   deploy/images/pin.sh --check    fails where a digest is none, and asks nobody
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+
+list=deploy/k8s/overlays/images/kustomization.yaml
+none=sha256:0000000000000000000000000000000000000000000000000000000000000000
+
+if [ "${1:-}" = --check ]; then
+  if grep -n "$none" "$list" deploy/images/*/Dockerfile; then
+    echo "these have no digest yet: deploy/images/pin.sh" >&2
+    exit 1
+  fi
+  exit 0
+fi
+
+digest() {
+  docker buildx imagetools inspect "$1" --format '{{.Manifest.Digest}}'
+}
+
+# Three lines belong to each image: newName, newTag, digest.
+name="" tag=""
+while IFS= read -r line; do
+  case $line in
+    *newName:*) name=${line##*: } ;;
+    *newTag:*) tag=${line##*: } ;;
+    *digest:*) line="    digest: $(digest "$name:$tag")"; echo "$name:$tag ${line##*: }" >&2 ;;
+  esac
+  printf '%s\n' "$line"
+done < "$list" > "$list.new"
+mv "$list.new" "$list"
+
+for file in deploy/images/*/Dockerfile; do
+  base=$(sed -n 's/^ARG BASE=\([^@]*\)@.*/\1/p' "$file")
+  sed -i "s|^ARG BASE=.*|ARG BASE=$base@$(digest "$base")|" "$file"
+done

@@ -1,0 +1,139 @@
+"""The arithmetic of leaving: a pod is given as long as its processes may take, added up from what they are told.
+
+The parts that are no settings are the processes' own constants; whoever changes one changes the sum.
+"""
+
+from collections.abc import Iterator
+
+import gateway.app
+import router.app
+from gateway.settings import GatewaySettings
+from headrace.bus import log
+from headrace.runtime import admin_http, tracing
+from router.settings import RouterSettings
+from tests.manifests.effective import processes, settings_of
+from tests.manifests.rendering import Json, Manifests, Pod
+
+SLACK_SECONDS = 5
+"""At least, for what takes no time on a good day."""
+AUTOSCALER_SECONDS = 600
+"""What the cluster autoscaler gives a pod by default."""
+SPOT_SECONDS = 120
+"""What AWS gives a node; some seconds of it pass before the drain begins."""
+SPOT_START_SECONDS = 10
+
+
+def gateway_seconds(pod: Pod, settings: GatewaySettings) -> float:
+    """How long a gateway may take from the order to go."""
+    drain = settings.gateway.drain
+    return (
+        _sleep(pod.container("gateway"))
+        + drain.notice_seconds
+        + drain.grace_seconds
+        + gateway.app._LAST_WORD_SECONDS  # what was just refused
+        + gateway.app._GOODBYE_SECONDS  # the announcement that it is gone
+        + gateway.app._GOODBYE_SECONDS  # the last usage
+        + tracing.FLUSH_SECONDS
+        + admin_http._SHUTDOWN_SECONDS
+    )
+
+
+def router_seconds(pod: Pod, settings: RouterSettings) -> float:
+    """How long a router and then its Triton may take."""
+    options = dict(each.removeprefix("--").split("=", 1) for each in pod.container("triton")["args"])
+    flush = router.app._FLUSH_SECONDS
+    return (
+        _sleep(pod.container("router"))
+        + flush  # the word that it leaves
+        + flush  # partitions given back
+        + settings.router.drain_grace_seconds
+        + flush  # answers acknowledged
+        + log._COMMIT_SECONDS
+        + flush  # goodbye and the last usage, together
+        + tracing.FLUSH_SECONDS
+        + admin_http._SHUTDOWN_SECONDS
+        + float(options["exit-timeout-secs"])
+    )
+
+
+def fits(manifests: Manifests) -> Iterator[str]:
+    """Every pod of ours is given as long as it may take."""
+    for pod, _, process in processes(manifests):
+        settings = settings_of(manifests, pod)
+        given = pod.spec["terminationGracePeriodSeconds"]
+        if isinstance(settings, GatewaySettings):
+            taken = gateway_seconds(pod, settings)
+        elif isinstance(settings, RouterSettings):
+            taken = router_seconds(pod, settings)
+        else:
+            assert process == "aggregator"
+            taken = admin_http._SHUTDOWN_SECONDS  # it stops at once
+        if given < taken + SLACK_SECONDS:
+            yield f"{pod.name}: is given {given} s and may take {taken:g} s"
+        if given > AUTOSCALER_SECONDS:
+            yield f"{pod.name}: the cluster autoscaler cuts it off after {AUTOSCALER_SECONDS} s of {given}"
+    for pod in manifests.pods:
+        if pod.component == "envoy":
+            yield from _envoy(manifests, pod)
+
+
+def nothing_is_cut(manifests: Manifests) -> Iterator[str]:
+    """The longest call that a gateway takes ends within its own grace and its router's; and before its record goes."""
+    longest = longest_call(manifests)
+    for pod, _, _ in processes(manifests):
+        settings = settings_of(manifests, pod)
+        if isinstance(settings, GatewaySettings) and settings.gateway.drain.grace_seconds < longest:
+            yield f"{pod.name}: a call of {longest:g} s is cut off"
+        if isinstance(settings, RouterSettings) and settings.router.drain_grace_seconds < longest:
+            yield f"{pod.name}: a call of {longest:g} s is cut off"
+        if isinstance(settings, GatewaySettings) and settings.topics.retention_seconds <= longest:
+            yield f"{pod.name}: a record may go before its call's deadline"
+
+
+def is_noticed(manifests: Manifests) -> Iterator[str]:
+    """Balancers that go by readiness have looked twice before a gateway refuses, and it serves on before that."""
+    for pod, container, process in processes(manifests):
+        settings = settings_of(manifests, pod)
+        if not isinstance(settings, GatewaySettings):
+            continue
+        assert process == "gateway"
+        if settings.gateway.drain.notice_seconds < 2 * container["readinessProbe"]["periodSeconds"]:
+            yield f"{pod.name}: refuses before its readiness was seen to go"
+        if not _sleep(container):
+            yield f"{pod.name}: is told to go before its address has left the endpoints"
+
+
+def within_the_notice(manifests: Manifests) -> Iterator[str]:
+    """A pod that may be on a spot node is gone before the node is."""
+    for pod in manifests.pods:
+        if "spot" not in pod.spec.get("priorityClassName", ""):
+            continue
+        if pod.spec["terminationGracePeriodSeconds"] > SPOT_SECONDS - SPOT_START_SECONDS:
+            yield f"{pod.name}: outlives its node"
+
+
+def longest_call(manifests: Manifests) -> float:
+    """What gateways cut deadlines to."""
+    found = [
+        settings.gateway.deadlines.maximum_seconds
+        for pod, _, _ in processes(manifests)
+        if isinstance(settings := settings_of(manifests, pod), GatewaySettings)
+    ]
+    return max(found)
+
+
+def _envoy(manifests: Manifests, pod: Pod) -> Iterator[str]:
+    command = pod.container("envoy")["lifecycle"]["preStop"]["exec"]["command"]
+    waits = 5 + int(command[-1])
+    if int(command[-1]) < longest_call(manifests):
+        yield f"{pod.name}: does not wait for the longest call"
+    if pod.spec["terminationGracePeriodSeconds"] < waits + SLACK_SECONDS:
+        yield f"{pod.name}: is cut off while it drains"
+
+
+def _sleep(container: Json) -> float:
+    hook = container.get("lifecycle", {}).get("preStop", {})
+    return float(hook.get("sleep", {}).get("seconds", 0))
+
+
+RULES = (fits, nothing_is_cut, is_noticed, within_the_notice)
