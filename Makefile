@@ -26,10 +26,10 @@ DEV := .venv/.stamp-dev
 PROTO_IMPORTS := build/protos
 OUR_PROTOS := $(wildcard protos/headrace/bus/v1/*.proto protos/headrace/v1/*.proto)
 
-.PHONY: help setup run test coverage check lint types imports protos stubs gen requirements fuzz bench clean
+.PHONY: help setup run test test-cluster coverage check lint types imports protos stubs gen requirements fuzz bench clean
 
 help: ## List the commands
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
 
 $(VENV):
 	@python=$$(scripts/find-python $(PYTHON)); echo "setting up .venv with $$python"; "$$python" -m venv .venv
@@ -55,6 +55,11 @@ run: $(LOCAL) ## Start the whole stack on this machine; options as ARGS="--repli
 
 test: $(DEV) ## Run the tests; pytest's options as ARGS="-k registry"
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+# Against the cluster that KUBECONFIG names, or one of its own; that takes Go and, the first time, minutes to build.
+test-cluster: $(DEV) ## Run the tests of deploy/k8s on a real Kubernetes, or on yours with KUBECONFIG
+	@tests/cluster/build/build $(if $(KUBECONFIG),crds)
+	@$(BIN)/python -m pytest tests/cluster $(ARGS)
 
 coverage: $(DEV) ## Fail where the quick tests cover less of the code than before
 	@rm -f .coverage .coverage.*

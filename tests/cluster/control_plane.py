@@ -1,0 +1,306 @@
+"""A real Kubernetes control plane on loopback: etcd, API server, controllers, scheduler, and kwok for the nodes.
+
+No container and no kubelet: kwok writes what a kubelet would report, so pods become ready and nothing ever runs.
+"""
+
+import json
+import shutil
+import ssl
+import subprocess
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from headrace.local.ports import FreePorts
+from headrace.local.supervisor import leashed
+from tests.acceptance.eventually import eventually
+from tests.cluster import certificates
+from tests.cluster.certificates import ADMINISTRATORS, LOOPBACK, Authority
+from tests.cluster.kubectl import Document, Kubectl
+
+START_SECONDS = 120.0
+STOP_SECONDS = 20.0
+LAST_WORDS_BYTES = 3000
+
+HPA_SYNC_SECONDS = 0.5
+"""How often autoscalers look; 15 s by default."""
+
+
+@dataclass(frozen=True)
+class Programs:
+    """What `tests/cluster/build/build` makes."""
+
+    home: Path
+
+    def path(self, name: str) -> Path:
+        return self.home / "bin" / name
+
+    @property
+    def stages(self) -> Path:
+        return self.home / "kwok" / "stages.yaml"
+
+    @property
+    def definitions(self) -> Path:
+        return self.home / "crds"
+
+    @property
+    def complete(self) -> bool:
+        return all(self.path(name).exists() for name in ("etcd", "kwok", "kube-apiserver", "kubectl"))
+
+
+@dataclass
+class ControlPlane:
+    """The processes, from the first to the last; as a context it starts them, and ends them when left."""
+
+    programs: Programs
+    home: Path
+    _running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.home.mkdir(parents=True)
+        keys = self.home / "keys"
+        keys.mkdir(mode=0o700)
+        ports = FreePorts(LOOPBACK)
+        self._ports = {name: ports.take() for name in ("etcd", "peer", "api", "controllers", "scheduler", "kwok")}
+        self.authority = Authority(keys, "authority")
+        # The aggregator is told apart from users by an authority of its own.
+        self._front_proxy = Authority(keys, "front-proxy-authority")
+        self._serving = self.authority.server("serving", LOOPBACK, "localhost", "kubernetes.default.svc")
+        self._accounts = certificates.service_account_key(keys)
+        self._proxy_client = self._front_proxy.client("front-proxy-client")
+        self._admin = self.authority.client("admin", ADMINISTRATORS)
+        self._trusting = ssl.create_default_context(cafile=str(self.authority.certificate))
+        self._trusting.load_cert_chain(self._admin.certificate, self._admin.key)
+        self.server = f"https://{LOOPBACK}:{self._ports['api']}"
+        self.kubeconfig = self._kubeconfig("admin", self._admin)
+
+    def __enter__(self) -> Self:
+        try:
+            self._start_all()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def ask(self, path: str) -> Document:
+        """An answer of the API server to its administrator, without a process for it."""
+        with urllib.request.urlopen(self.server + path, timeout=20, context=self._trusting) as answer:  # noqa: S310  ours
+            found: Document = json.load(answer)
+            return found
+
+    def kubectl(self) -> Kubectl:
+        """The client of the same version, as administrator."""
+        return Kubectl(self.programs.path("kubectl"), self.kubeconfig, self.home / "kubectl-cache")
+
+    def stop(self) -> None:
+        """End everything at once: nobody wants the data, and a polite API server waits for its watchers."""
+        for process in reversed(self._running.values()):
+            process.kill()
+        for process in self._running.values():
+            process.wait(STOP_SECONDS)
+        self._running.clear()
+        shutil.rmtree(self.home / "etcd", ignore_errors=True)
+
+    def _start_all(self) -> None:
+        etcd = f"http://{LOOPBACK}:{self._ports['etcd']}"
+        self._start("etcd", *self._etcd(etcd))
+        self._wait("etcd", f"{etcd}/health")
+        self._start("kube-apiserver", *self._api_server(etcd))
+        self._wait("kube-apiserver", f"{self.server}/readyz")
+        self._start("kube-controller-manager", *self._controllers())
+        self._start("kube-scheduler", *self._scheduler())
+        self._start("kwok", *self._kwok())
+        self._wait("kube-controller-manager", f"https://{LOOPBACK}:{self._ports['controllers']}/healthz")
+        self._wait("kube-scheduler", f"https://{LOOPBACK}:{self._ports['scheduler']}/healthz")
+        self._wait("kwok", f"http://{LOOPBACK}:{self._ports['kwok']}/healthz")
+
+    def _etcd(self, client: str) -> tuple[str, ...]:
+        peer = f"http://{LOOPBACK}:{self._ports['peer']}"
+        return (
+            f"--data-dir={self.home / 'etcd'}",
+            f"--listen-client-urls={client}",
+            f"--advertise-client-urls={client}",
+            f"--listen-peer-urls={peer}",
+            f"--initial-advertise-peer-urls={peer}",
+            f"--initial-cluster=default={peer}",
+            "--unsafe-no-fsync",  # nothing here outlives the run
+            "--log-level=warn",
+        )
+
+    def _api_server(self, etcd: str) -> tuple[str, ...]:
+        return (
+            f"--etcd-servers={etcd}",
+            f"--bind-address={LOOPBACK}",
+            f"--advertise-address={LOOPBACK}",
+            f"--secure-port={self._ports['api']}",
+            "--endpoint-reconciler-type=none",  # it refuses to announce a loopback address
+            "--service-cluster-ip-range=10.96.0.0/16",
+            "--authorization-mode=Node,RBAC",
+            "--enable-admission-plugins=NodeRestriction",
+            "--allow-privileged=true",  # so that it is the namespace that refuses
+            f"--client-ca-file={self.authority.certificate}",
+            f"--tls-cert-file={self._serving.certificate}",
+            f"--tls-private-key-file={self._serving.key}",
+            "--service-account-issuer=https://kubernetes.default.svc",
+            f"--service-account-key-file={self._accounts.certificate}",
+            f"--service-account-signing-key-file={self._accounts.key}",
+            f"--requestheader-client-ca-file={self._front_proxy.certificate}",
+            "--requestheader-allowed-names=front-proxy-client",
+            "--requestheader-username-headers=X-Remote-User",
+            "--requestheader-group-headers=X-Remote-Group",
+            "--requestheader-extra-headers-prefix=X-Remote-Extra-",
+            f"--proxy-client-cert-file={self._proxy_client.certificate}",
+            f"--proxy-client-key-file={self._proxy_client.key}",
+            "--profiling=false",
+        )
+
+    def _controllers(self) -> tuple[str, ...]:
+        return (
+            *self._component("controllers", "system:kube-controller-manager"),
+            f"--service-account-private-key-file={self._accounts.key}",
+            f"--root-ca-file={self.authority.certificate}",
+            "--use-service-account-credentials=true",
+            "--kube-api-qps=500",
+            "--kube-api-burst=1000",
+            "--node-monitor-grace-period=5m",  # a busy machine is no dead node
+            # Autoscalers in fast motion: see tests/cluster/scaling.py for what the manifests' own times become.
+            f"--horizontal-pod-autoscaler-sync-period={int(HPA_SYNC_SECONDS * 1000)}ms",
+            "--horizontal-pod-autoscaler-cpu-initialization-period=1s",
+            "--horizontal-pod-autoscaler-initial-readiness-delay=1s",
+        )
+
+    def _scheduler(self) -> tuple[str, ...]:
+        return (
+            *self._component("scheduler", "system:kube-scheduler"),
+            "--kube-api-qps=500",
+            "--kube-api-burst=1000",
+        )
+
+    def _component(self, name: str, user: str) -> tuple[str, ...]:
+        file = self._kubeconfig(name, self.authority.client(user))
+        return (
+            f"--kubeconfig={file}",
+            f"--authentication-kubeconfig={file}",
+            f"--authorization-kubeconfig={file}",
+            f"--bind-address={LOOPBACK}",
+            f"--secure-port={self._ports[name]}",
+            f"--tls-cert-file={self._serving.certificate}",
+            f"--tls-private-key-file={self._serving.key}",
+            "--leader-elect=false",
+        )
+
+    def _kwok(self) -> tuple[str, ...]:
+        port = self._ports["kwok"]
+        return (
+            f"--kubeconfig={self._kubeconfig('kwok', self.authority.client('kwok', ADMINISTRATORS))}",
+            f"--config={self.programs.stages}",
+            "--manage-all-nodes=true",
+            "--node-lease-duration-seconds=120",
+            f"--server-address={LOOPBACK}:{port}",
+            f"--node-ip={LOOPBACK}",
+            f"--node-port={port}",
+            "--cidr=10.244.0.0/16",
+        )
+
+    def _kubeconfig(self, name: str, client: certificates.Pair) -> Path:
+        path = self.home / f"{name}.kubeconfig"
+        return certificates.kubeconfig(path, server=self.server, authority=self.authority.certificate, client=client)
+
+    def _start(self, name: str, *options: str) -> None:
+        with self._log(name).open("wb") as out:
+            self._running[name] = subprocess.Popen(
+                leashed((str(self.programs.path(name)), *options)),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                cwd=self.home,
+                start_new_session=True,  # Ctrl-C is for pytest, which ends them in order
+            )
+
+    def _wait(self, name: str, url: str) -> None:
+        """Until it says that it is well; a process that ended is told with its last words at once."""
+        eventually(lambda: self._ended(name) or self._well(url), seconds=START_SECONDS, what=f"{name} answers {url}")
+        assert not self._ended(name), f"{name} ended: {self._last_words(name)}"
+
+    def _ended(self, name: str) -> bool:
+        return self._running[name].poll() is not None
+
+    def _well(self, url: str) -> bool:
+        try:
+            with urllib.request.urlopen(url, timeout=5, context=self._trusting) as answer:  # noqa: S310  ours
+                return bool(answer.status == 200)
+        except (urllib.error.URLError, OSError):
+            return False
+
+    def _log(self, name: str) -> Path:
+        return self.home / f"{name}.log"
+
+    def _last_words(self, name: str) -> str:
+        return self._log(name).read_bytes()[-LAST_WORDS_BYTES:].decode(errors="replace")
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Nodes of one kind; `count` in each zone."""
+
+    name: str
+    count: int
+    labels: dict[str, str] = field(default_factory=dict)
+    taints: tuple[str, ...] = ()
+
+
+GPU = {"nvidia.com/gpu.present": "true"}
+ZONES = 3
+POOLS = (
+    Pool("common", 8),
+    Pool("gpu", 1, GPU, ("nvidia.com/gpu",)),
+    Pool("spot", 1, {**GPU, "karpenter.sh/capacity-type": "spot"}, ("nvidia.com/gpu", "headrace.dev/spot")),
+)
+ROOM = {"cpu": "64", "memory": "512Gi", "pods": "250", "ephemeral-storage": "4Ti"}
+GPUS = {"nvidia.com/gpu": "64"}
+
+STORAGE_CLASS = {
+    "apiVersion": "storage.k8s.io/v1",
+    "kind": "StorageClass",
+    "metadata": {"name": "kwok-volume", "annotations": {"storageclass.kubernetes.io/is-default-class": "true"}},
+    "provisioner": "kwok.x-k8s.io/volume",
+    "volumeBindingMode": "Immediate",
+}
+"""The one whose claims kwok's stages fulfil."""
+
+
+def furnish(kubectl: Kubectl) -> None:
+    """Add nodes that exist only as objects, and volumes for whoever claims one; returns once all nodes are ready."""
+    nodes = [_node(pool, zone, number) for pool in POOLS for zone in range(ZONES) for number in range(pool.count)]
+    kubectl.apply([STORAGE_CLASS, *nodes])
+    kubectl.run("wait", "--for=condition=Ready", "node", "--all", "--timeout=60s", seconds=70)
+
+
+def _node(pool: Pool, zone: int, number: int) -> Document:
+    name = f"{pool.name}-{zone}-{number}"
+    room = {**ROOM, **(GPUS if GPU.items() <= pool.labels.items() else {})}
+    return {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {
+            "name": name,
+            "annotations": {"kwok.x-k8s.io/node": "fake"},
+            "labels": {
+                "kubernetes.io/hostname": name,
+                "kubernetes.io/os": "linux",
+                "kubernetes.io/arch": "amd64",
+                "topology.kubernetes.io/zone": f"zone-{zone}",
+                **pool.labels,
+            },
+        },
+        "spec": {"taints": [{"key": key, "value": "true", "effect": "NoSchedule"} for key in pool.taints]},
+        "status": {"allocatable": room, "capacity": room},
+    }
