@@ -16,7 +16,7 @@ from gateway.infer import Proof
 from gateway.rest.context import told_by_rest
 from gateway.settings import GrpcSettings
 from gateway.status import Context, abort
-from gateway.traces import CallTraces
+from gateway.traces import CallTrace, CallTraces
 from headrace.runtime.addresses import join_address
 from headrace.runtime.lifecycle import Unstartable
 
@@ -76,7 +76,7 @@ class CallHandlers(grpc.GenericRpcHandler):
         if not runs and other is None:
             return None
         if self.closing:
-            return refusing(ShuttingDown(), method, self._note)
+            return refusing(ShuttingDown(), method, self._unread)
         try:
             caller = self._callers.by_metadata(handler_call_details.invocation_metadata or ())
         except Refusal as refusal:
@@ -85,7 +85,7 @@ class CallHandlers(grpc.GenericRpcHandler):
             return self._certified[method]
         if other is not None:
             return other
-        return refusing(GatewayFull(), method, self._note) if self._full() else self._handler(method, caller)
+        return refusing(GatewayFull(), method, self._unread) if self._full() else self._handler(method, caller)
 
     def _handler(self, method: str, caller: Caller) -> Handler:
         handler = self._handlers.get((method, caller))
@@ -119,7 +119,7 @@ class CallHandlers(grpc.GenericRpcHandler):
             caller = await self._judged(method, context)
             if self._full():
                 refusal = GatewayFull()
-                self._note(method, refusal, context)
+                self._unread(method, refusal, context)
                 await abort(told_by_rest(method, context), refusal)
             return await self._handler(method, caller).unary_unary(await _body(method, context), context)
 
@@ -157,22 +157,29 @@ class CallHandlers(grpc.GenericRpcHandler):
         return grpc.stream_stream_rpc_method_handler(refuse)
 
     async def _refuse(self, method: str, refusal: Refusal, context: Context) -> NoReturn:
-        self._note(method, refusal, context)
+        trace = self._traced(method, context)
         peer = context.peer()
         self._audit.refused(None, refusal, method=method, peer=peer)
         told = told_by_rest(method, context)
         # All that comes by REST has Envoy's address, and Envoy keeps what a caller sends for as long as it waits.
         if isinstance(refusal, CredentialRefused) and told is context:
             await self._slowed.failed(peer)
+        self._note(method, refusal, trace)
         await abort(told, refusal)
 
-    def _note(self, method: str, refusal: Refusal, context: Context) -> None:
-        """Count and trace a call that is refused here, where it would have run a model."""
-        if method not in self._infer:
-            return
-        self._count(refusal.reason)
-        if self._traces is not None and (trace := self._traces.stranger(method, context)) is not None:
+    def _traced(self, method: str, context: Context) -> CallTrace | None:
+        """The trace of a call that is refused here, where it would have run a model and is traced."""
+        return None if self._traces is None or method not in self._infer else self._traces.stranger(method, context)
+
+    def _note(self, method: str, refusal: Refusal, trace: CallTrace | None) -> None:
+        """Count a call that is refused here, where it would have run a model, and end its trace."""
+        if method in self._infer:
+            self._count(refusal.reason)
+        if trace is not None:
             trace.refused(refusal)
+
+    def _unread(self, method: str, refusal: Refusal, context: Context) -> None:
+        self._note(method, refusal, self._traced(method, context))
 
 
 async def _body(method: str, context: Context) -> bytes:

@@ -36,7 +36,7 @@ def test_status_names_every_component(stack: Stack) -> None:
 
     assert (status["running"], status["ready"], status["pid"]) == (True, True, stack.ready["pid"])
     components = {each["name"]: each for each in status["components"]}
-    assert components.keys() == {"broker", "triton-0", "router-0", "aggregator", "gateway-0"}
+    assert components.keys() == {"broker", "triton-0", "router-0", "aggregator", "gateway-0", "envoy"}
     assert {name: each["pid"] for name, each in components.items()} == stack.ready["pids"]
     assert all(each["healthy"] for each in components.values())
     assert status["endpoints"]["grpc"] == stack.ready["grpc"]

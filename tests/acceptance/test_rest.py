@@ -81,7 +81,8 @@ def stock(address: str) -> tritonhttp.InferenceServerClient:
     return tritonhttp.InferenceServerClient(address, network_timeout=SECONDS, connection_timeout=SECONDS)
 
 
-HEADERS = {"authorization": f"Bearer {KEY}"}
+HEADERS: Mapping[str, str] = MappingProxyType({"authorization": f"Bearer {KEY}"})
+"""For the stock client, which writes into what it is given: give it a copy."""
 
 
 @pytest.mark.parametrize(
@@ -297,17 +298,17 @@ def _as_sent(tensor: Any, *, binary: bool) -> Any:
 
 def test_a_stock_client_asks_all_that_it_can(stack: Stack) -> None:
     with stock(stack.http) as made:
-        assert made.is_server_live(headers=HEADERS)
-        assert made.is_server_ready(headers=HEADERS)
-        assert made.is_model_ready("simple", headers=HEADERS)
-        assert not made.is_model_ready("nosuch", headers=HEADERS)
-        assert made.get_server_metadata(headers=HEADERS)["version"]
-        assert made.get_model_metadata("simple", headers=HEADERS)["inputs"][0]["shape"] == [-1, 16]
-        assert made.get_model_config("simple", headers=HEADERS)["max_batch_size"] == 8
-        assert made.get_model_repository_index(headers=HEADERS)
-        assert made.get_inference_statistics("simple", headers=HEADERS)["model_stats"]
+        assert made.is_server_live(headers=dict(HEADERS))
+        assert made.is_server_ready(headers=dict(HEADERS))
+        assert made.is_model_ready("simple", headers=dict(HEADERS))
+        assert not made.is_model_ready("nosuch", headers=dict(HEADERS))
+        assert made.get_server_metadata(headers=dict(HEADERS))["version"]
+        assert made.get_model_metadata("simple", headers=dict(HEADERS))["inputs"][0]["shape"] == [-1, 16]
+        assert made.get_model_config("simple", headers=dict(HEADERS))["max_batch_size"] == 8
+        assert made.get_model_repository_index(headers=dict(HEADERS))
+        assert made.get_inference_statistics("simple", headers=dict(HEADERS))["model_stats"]
         with pytest.raises(InferenceServerException, match="nosuch"):
-            made.get_model_metadata("nosuch", headers=HEADERS)
+            made.get_model_metadata("nosuch", headers=dict(HEADERS))
 
 
 @pytest.mark.timeout(120)
@@ -316,7 +317,7 @@ def test_a_message_of_60_mib_passes_in_binary(stack: Stack) -> None:
     given = tritonhttp.InferInput("INPUT0", [tensor.size], "FP32")
     given.set_data_from_numpy(tensor)
     with stock(stack.http) as made:
-        answer = made.infer("echo", [given], headers=HEADERS).as_numpy("OUTPUT0")
+        answer = made.infer("echo", [given], headers=dict(HEADERS)).as_numpy("OUTPUT0")
 
     assert np.array_equal(answer, tensor)
 

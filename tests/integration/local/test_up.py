@@ -130,7 +130,7 @@ def test_the_ready_line_names_every_endpoint(state_dir: Path, somewhere: str) ->
     assert ready["triton"] == [{"grpc": somewhere}]
     assert ready["api_key"] == "my own key"
     assert ready["state_dir"] == str(state_dir)
-    assert ready["pids"].keys() == {"gateway-0", "gateway-1", "router-0", "aggregator"}
+    assert ready["pids"].keys() == {"gateway-0", "gateway-1", "router-0", "aggregator", "envoy"}
 
 
 def test_the_generated_key_is_kept_from_start_to_start(state_dir: Path, somewhere: str) -> None:
@@ -168,6 +168,7 @@ def test_one_signal_stops_everything_in_order(state_dir: Path, somewhere: str, n
         stopped = [json.loads(line) for line in up.process.stdout]
     assert [said["name"] for said in stopped if said.get("state") == "stopped"] == [
         "gateway-0",
+        "envoy",
         "router-0",
         "aggregator",
     ]
