@@ -257,6 +257,15 @@ def test_a_limit_tells_when_to_come_back(stack: Stack) -> None:
         assert answered.headers["x-ratelimit-limit"] == "3"
 
 
+def test_nothing_is_made_of_the_body_of_who_may_not_call(stack: Stack) -> None:
+    """It takes its time, and is no way to learn what there is."""
+    for _ in range(4):
+        call(stack.http, "POST", "/v2/models/simple/infer", SIMPLE, key=LIMITED_KEY)
+
+    assert call(stack.http, "POST", "/v2/models/simple/infer", b"{", key=LIMITED_KEY).code == 429
+    assert call(stack.http, "POST", "/v2/models/echo/infer", b"{", key=NARROW_KEY).code == 404
+
+
 @pytest.mark.parametrize("binary", [False, True], ids=["json", "binary"])
 @pytest.mark.parametrize("datatype", DATATYPES)
 def test_every_datatype_side_by_side_with_tritons_own_port(stack: Stack, datatype: str, *, binary: bool) -> None:

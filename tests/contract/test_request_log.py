@@ -281,7 +281,7 @@ async def lag_is(taker: Taker, wanted: int, *, partitions: int) -> None:
             lag = taker.consumer.lag
             if (sum(lag.values()), len(lag)) == (wanted, partitions):
                 return
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.05)  # the lag is looked at now and then, and nothing tells of it
 
 
 async def test_what_is_not_handed_over_yet_is_the_lag(carrier: LogCarrier, group: str) -> None:

@@ -77,6 +77,8 @@ class Edge:
     made: "asyncio.Queue[Caller]"
     full: asyncio.Event
     channel: grpc.aio.Channel
+    counted: list[str]
+    """Reasons of what was refused at the port."""
 
     def call(
         self, method: str = MODEL_INFER, request: bytes = b"", metadata: tuple[tuple[str, str], ...] = KEY
@@ -98,6 +100,7 @@ async def opened(asked_first: WhoCalls | None = None, traces: CallTraces | None 
     made_for: list[Caller] = []
     made: asyncio.Queue[Caller] = asyncio.Queue()
     full = asyncio.Event()
+    counted: list[str] = []
 
     def infer(caller: Caller, prove: Proof) -> Callable[[bytes, Context], Any]:
         made_for.append(caller)
@@ -130,6 +133,7 @@ async def opened(asked_first: WhoCalls | None = None, traces: CallTraces | None 
         audit=Audit(lambda: 0.0),
         slowed=slowed,
         full=full.is_set,
+        count=counted.append,
         traces=traces,
     )
     server = edge_server(LIMIT, [handlers, Fallback()])
@@ -137,7 +141,7 @@ async def opened(asked_first: WhoCalls | None = None, traces: CallTraces | None 
     await server.start()
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            yield Edge(handlers, slowed, made_for, made, full, channel)
+            yield Edge(handlers, slowed, made_for, made, full, channel, counted)
     finally:
         await server.stop(None)
 
@@ -269,6 +273,17 @@ async def test_a_full_gateway_reads_no_body_that_it_would_refuse(edge: Edge) -> 
     assert await ended(edge.headers_only(MODEL_INFER, KEY)) == as_told(GatewayFull())
     assert await ended(edge.headers_only(MODEL_INFER, ())) == as_told(KeyMissing())
     assert await edge.call(OTHER) == b"other"
+
+
+async def test_what_is_refused_at_the_port_is_counted_where_it_would_have_run_a_model(edge: Edge) -> None:
+    edge.full.set()
+    await ended(edge.headers_only(MODEL_INFER, KEY))
+    await ended(edge.headers_only(MODEL_INFER, ()))
+    await ended(edge.headers_only(OTHER, ()))
+    edge.handlers.closing = True
+    await ended(edge.headers_only(MODEL_INFER, KEY))
+
+    assert edge.counted == [GatewayFull.reason, KeyMissing.reason, ShuttingDown.reason]
 
 
 @pytest.mark.parametrize("method", [NOT_OURS, "/inference.GRPCInferenceService/Unknown", "/"])
