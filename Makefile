@@ -56,10 +56,18 @@ run: $(LOCAL) ## Start the whole stack on this machine; options as ARGS="--repli
 test: $(DEV) ## Run the tests; pytest's options as ARGS="-k registry"
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
-# Against the cluster that KUBECONFIG names, or one of its own; that takes Go and, the first time, minutes to build.
+# Against the cluster that KUBECONFIG names, or two of its own: a control plane with many pretended nodes, and a real node.
+# These take Go and, the first time, minutes to build; the second takes root and Debian's packages too.
 test-cluster: $(DEV) ## Run the tests of deploy/k8s on a real Kubernetes, or on yours with KUBECONFIG
-	@tests/cluster/build/build $(if $(KUBECONFIG),crds)
+ifdef KUBECONFIG
+	@tests/cluster/build/build crds
 	@$(BIN)/python -m pytest tests/cluster $(ARGS)
+else
+	@tests/cluster/build/build
+	@$(BIN)/python -m pytest tests/cluster --ignore tests/cluster/node $(ARGS)
+	@$(BIN)/python -m tests.cluster.images.build build/cluster
+	@tests/cluster/node/enter $(BIN)/python -m pytest tests/cluster/node $(ARGS)
+endif
 
 coverage: $(DEV) ## Fail where the quick tests cover less of the code than before
 	@rm -f .coverage .coverage.*

@@ -1,13 +1,12 @@
-"""A real Kubernetes control plane on loopback: etcd, API server, controllers, scheduler, and kwok for the nodes.
+"""A real Kubernetes control plane: etcd, API server, controllers, scheduler, and kwok where nodes are pretended.
 
-No container and no kubelet: kwok writes what a kubelet would report, so pods become ready and nothing ever runs.
+On loopback there is no container and no kubelet: kwok writes what a kubelet would report, so pods become ready and
+nothing ever runs. tests/cluster/node puts a real node beside it.
 """
 
 import json
 import shutil
 import ssl
-import subprocess
-import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,18 +14,21 @@ from types import TracebackType
 from typing import Self
 
 from headrace.local.ports import FreePorts
-from headrace.local.supervisor import leashed
-from tests.acceptance.eventually import eventually
 from tests.cluster import certificates
 from tests.cluster.certificates import ADMINISTRATORS, LOOPBACK, Authority
 from tests.cluster.kubectl import Document, Kubectl
+from tests.cluster.processes import Processes
 
-START_SECONDS = 120.0
-STOP_SECONDS = 20.0
-LAST_WORDS_BYTES = 3000
-
+SERVICES = "10.96.0.0/16"
+API_SERVICE = "10.96.0.1"
 HPA_SYNC_SECONDS = 0.5
-"""How often autoscalers look; 15 s by default."""
+"""How often autoscalers look where nodes are pretended; 15 s by default."""
+FAST_MOTION = (
+    # See tests/cluster/scaling.py for what the manifests' own times become.
+    f"--horizontal-pod-autoscaler-sync-period={int(HPA_SYNC_SECONDS * 1000)}ms",
+    "--horizontal-pod-autoscaler-cpu-initialization-period=1s",
+    "--horizontal-pod-autoscaler-initial-readiness-delay=1s",
+)
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,12 @@ class ControlPlane:
 
     programs: Programs
     home: Path
-    _running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    address: str = LOOPBACK
+    """Where pods find the API server; on loopback there are none that run, and kwok plays the kubelets."""
 
     def __post_init__(self) -> None:
         self.home.mkdir(parents=True)
+        self._processes = Processes(self.home)
         keys = self.home / "keys"
         keys.mkdir(mode=0o700)
         ports = FreePorts(LOOPBACK)
@@ -68,14 +72,15 @@ class ControlPlane:
         self.authority = Authority(keys, "authority")
         # The aggregator is told apart from users by an authority of its own.
         self._front_proxy = Authority(keys, "front-proxy-authority")
-        self._serving = self.authority.server("serving", LOOPBACK, "localhost", "kubernetes.default.svc")
+        names = ("localhost", "kubernetes.default", "kubernetes.default.svc", LOOPBACK, API_SERVICE, self.address)
+        self._serving = self.authority.server("serving", *dict.fromkeys(names))
         self._accounts = certificates.service_account_key(keys)
         self._proxy_client = self._front_proxy.client("front-proxy-client")
         self._admin = self.authority.client("admin", ADMINISTRATORS)
         self._trusting = ssl.create_default_context(cafile=str(self.authority.certificate))
         self._trusting.load_cert_chain(self._admin.certificate, self._admin.key)
         self.server = f"https://{LOOPBACK}:{self._ports['api']}"
-        self.kubeconfig = self._kubeconfig("admin", self._admin)
+        self.kubeconfig = self.user_file("admin", self._admin)
 
     def __enter__(self) -> Self:
         try:
@@ -101,12 +106,8 @@ class ControlPlane:
         return Kubectl(self.programs.path("kubectl"), self.kubeconfig, self.home / "kubectl-cache")
 
     def stop(self) -> None:
-        """End everything at once: nobody wants the data, and a polite API server waits for its watchers."""
-        for process in reversed(self._running.values()):
-            process.kill()
-        for process in self._running.values():
-            process.wait(STOP_SECONDS)
-        self._running.clear()
+        """End everything at once."""
+        self._processes.stop()
         shutil.rmtree(self.home / "etcd", ignore_errors=True)
 
     def _start_all(self) -> None:
@@ -117,10 +118,16 @@ class ControlPlane:
         self._wait("kube-apiserver", f"{self.server}/readyz")
         self._start("kube-controller-manager", *self._controllers())
         self._start("kube-scheduler", *self._scheduler())
-        self._start("kwok", *self._kwok())
+        if self._pretending:
+            self._start("kwok", *self._kwok())
         self._wait("kube-controller-manager", f"https://{LOOPBACK}:{self._ports['controllers']}/healthz")
         self._wait("kube-scheduler", f"https://{LOOPBACK}:{self._ports['scheduler']}/healthz")
-        self._wait("kwok", f"http://{LOOPBACK}:{self._ports['kwok']}/healthz")
+        if self._pretending:
+            self._wait("kwok", f"http://{LOOPBACK}:{self._ports['kwok']}/healthz")
+
+    @property
+    def _pretending(self) -> bool:
+        return self.address == LOOPBACK
 
     def _etcd(self, client: str) -> tuple[str, ...]:
         peer = f"http://{LOOPBACK}:{self._ports['peer']}"
@@ -138,11 +145,9 @@ class ControlPlane:
     def _api_server(self, etcd: str) -> tuple[str, ...]:
         return (
             f"--etcd-servers={etcd}",
-            f"--bind-address={LOOPBACK}",
-            f"--advertise-address={LOOPBACK}",
             f"--secure-port={self._ports['api']}",
-            "--endpoint-reconciler-type=none",  # it refuses to announce a loopback address
-            "--service-cluster-ip-range=10.96.0.0/16",
+            *self._reachable(),
+            f"--service-cluster-ip-range={SERVICES}",
             "--authorization-mode=Node,RBAC",
             "--enable-admission-plugins=NodeRestriction",
             "--allow-privileged=true",  # so that it is the namespace that refuses
@@ -162,6 +167,25 @@ class ControlPlane:
             "--profiling=false",
         )
 
+    def _reachable(self) -> tuple[str, ...]:
+        if self._pretending:
+            # The reconciler refuses to announce a loopback address.
+            return (
+                f"--bind-address={LOOPBACK}",
+                f"--advertise-address={LOOPBACK}",
+                "--endpoint-reconciler-type=none",
+            )
+        kubelet = self.authority.client("kube-apiserver-kubelet-client", ADMINISTRATORS)
+        return (
+            "--bind-address=0.0.0.0",  # kubectl's way, and the pods'
+            f"--advertise-address={self.address}",
+            f"--kubelet-client-certificate={kubelet.certificate}",
+            f"--kubelet-client-key={kubelet.key}",
+            f"--kubelet-certificate-authority={self.authority.certificate}",
+            "--kubelet-preferred-address-types=InternalIP",
+            "--enable-aggregator-routing=true",  # it has no kube-proxy's rules to go by
+        )
+
     def _controllers(self) -> tuple[str, ...]:
         return (
             *self._component("controllers", "system:kube-controller-manager"),
@@ -171,10 +195,7 @@ class ControlPlane:
             "--kube-api-qps=500",
             "--kube-api-burst=1000",
             "--node-monitor-grace-period=5m",  # a busy machine is no dead node
-            # Autoscalers in fast motion: see tests/cluster/scaling.py for what the manifests' own times become.
-            f"--horizontal-pod-autoscaler-sync-period={int(HPA_SYNC_SECONDS * 1000)}ms",
-            "--horizontal-pod-autoscaler-cpu-initialization-period=1s",
-            "--horizontal-pod-autoscaler-initial-readiness-delay=1s",
+            *(FAST_MOTION if self._pretending else ()),
         )
 
     def _scheduler(self) -> tuple[str, ...]:
@@ -185,7 +206,7 @@ class ControlPlane:
         )
 
     def _component(self, name: str, user: str) -> tuple[str, ...]:
-        file = self._kubeconfig(name, self.authority.client(user))
+        file = self.user_file(name, self.authority.client(user))
         return (
             f"--kubeconfig={file}",
             f"--authentication-kubeconfig={file}",
@@ -200,7 +221,7 @@ class ControlPlane:
     def _kwok(self) -> tuple[str, ...]:
         port = self._ports["kwok"]
         return (
-            f"--kubeconfig={self._kubeconfig('kwok', self.authority.client('kwok', ADMINISTRATORS))}",
+            f"--kubeconfig={self.user_file('kwok', self.authority.client('kwok', ADMINISTRATORS))}",
             f"--config={self.programs.stages}",
             "--manage-all-nodes=true",
             "--node-lease-duration-seconds=120",
@@ -210,41 +231,16 @@ class ControlPlane:
             "--cidr=10.244.0.0/16",
         )
 
-    def _kubeconfig(self, name: str, client: certificates.Pair) -> Path:
+    def user_file(self, name: str, client: certificates.Pair) -> Path:
+        """A kubeconfig for whoever holds this certificate."""
         path = self.home / f"{name}.kubeconfig"
         return certificates.kubeconfig(path, server=self.server, authority=self.authority.certificate, client=client)
 
     def _start(self, name: str, *options: str) -> None:
-        with self._log(name).open("wb") as out:
-            self._running[name] = subprocess.Popen(
-                leashed((str(self.programs.path(name)), *options)),
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=out,
-                cwd=self.home,
-                start_new_session=True,  # Ctrl-C is for pytest, which ends them in order
-            )
+        self._processes.start(name, str(self.programs.path(name)), *options)
 
     def _wait(self, name: str, url: str) -> None:
-        """Until it says that it is well; a process that ended is told with its last words at once."""
-        eventually(lambda: self._ended(name) or self._well(url), seconds=START_SECONDS, what=f"{name} answers {url}")
-        assert not self._ended(name), f"{name} ended: {self._last_words(name)}"
-
-    def _ended(self, name: str) -> bool:
-        return self._running[name].poll() is not None
-
-    def _well(self, url: str) -> bool:
-        try:
-            with urllib.request.urlopen(url, timeout=5, context=self._trusting) as answer:  # noqa: S310  ours
-                return bool(answer.status == 200)
-        except (urllib.error.URLError, OSError):
-            return False
-
-    def _log(self, name: str) -> Path:
-        return self.home / f"{name}.log"
-
-    def _last_words(self, name: str) -> str:
-        return self._log(name).read_bytes()[-LAST_WORDS_BYTES:].decode(errors="replace")
+        self._processes.wait(name, url, self._trusting)
 
 
 @dataclass(frozen=True)

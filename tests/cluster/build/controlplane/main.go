@@ -1,9 +1,11 @@
-// Command kubernetes is a control plane and the client for it in one binary: one program is linked instead of four.
+// Command kubernetes is a control plane, what runs on a node, and the client for both in one binary: one program is
+// linked instead of six.
 //
 // Which of them it is, is told by the name that it is called by (links are the usual way) or by its first argument.
 package main
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -16,7 +18,9 @@ import (
 	"k8s.io/kubectl/pkg/cmd/util"
 	apiserver "k8s.io/kubernetes/cmd/kube-apiserver/app"
 	controllers "k8s.io/kubernetes/cmd/kube-controller-manager/app"
+	proxy "k8s.io/kubernetes/cmd/kube-proxy/app"
 	scheduler "k8s.io/kubernetes/cmd/kube-scheduler/app"
+	kubelet "k8s.io/kubernetes/cmd/kubelet/app"
 
 	// The programs' own main packages register these by importing them.
 	_ "k8s.io/component-base/logs/json/register"
@@ -34,6 +38,8 @@ var programs = []program{
 	{"kube-apiserver", apiserver.NewAPIServerCommand},
 	{"kube-controller-manager", controllers.NewControllerManagerCommand},
 	{"kube-scheduler", func() *cobra.Command { return scheduler.NewSchedulerCommand() }},
+	{"kubelet", func() *cobra.Command { return kubelet.NewKubeletCommand(context.Background()) }},
+	{"kube-proxy", proxy.NewProxyCommand},
 	{"kubectl", kubectl.NewDefaultKubectlCommand},
 }
 

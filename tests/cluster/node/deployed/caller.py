@@ -1,0 +1,97 @@
+"""Calls a model with NVIDIA's own client, as anybody would who uses it, until standard input ends.
+
+Runs in a pod. Says `ready` once a call has succeeded, and at the end one line of JSON: the time of each answer, and
+each error with its time. What a call answers is compared with what it asked; nothing here tries twice.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from tritonclient import grpc
+
+DEADLINE_SECONDS = 60.0
+NUMBERS = itertools.count()
+
+
+def simple(client: grpc.InferenceServerClient, headers: dict[str, str], _seconds: float) -> None:
+    """The model that adds and subtracts: another question each time."""
+    left = np.full((1, 16), next(NUMBERS) % 1_000_000, np.int32)
+    right = np.arange(16, dtype=np.int32).reshape(1, 16)
+    result = client.infer("simple", [_tensor("INPUT0", left), _tensor("INPUT1", right)], headers=headers)
+    for name, expected in (("OUTPUT0", left + right), ("OUTPUT1", left - right)):
+        if not np.array_equal(result.as_numpy(name), expected):
+            raise AssertionError(f"a wrong answer in {name}")
+
+
+def slow(client: grpc.InferenceServerClient, headers: dict[str, str], seconds: float) -> None:
+    """The model that takes its time, and tells which question it answers."""
+    asked = np.array([[seconds, next(NUMBERS) % 1_000_000]], np.float32)
+    result = client.infer("slow", [_tensor("SECONDS", asked)], headers=headers, client_timeout=DEADLINE_SECONDS)
+    if not np.array_equal(result.as_numpy("ECHO"), asked):
+        raise AssertionError("a wrong answer")
+
+
+MODELS: dict[str, Callable[[grpc.InferenceServerClient, dict[str, str], float], None]] = {
+    "simple": simple,
+    "slow": slow,
+}
+
+
+def _tensor(name: str, values: "np.ndarray[Any, Any]") -> grpc.InferInput:
+    tensor = grpc.InferInput(name, values.shape, "INT32" if values.dtype == np.int32 else "FP32")
+    tensor.set_data_from_numpy(values)
+    return tensor
+
+
+def main() -> None:
+    """Call with several clients at once, and report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--url", required=True)
+    parser.add_argument("--model", choices=MODELS, default="simple")
+    parser.add_argument("--seconds", type=float, default=0.0, help="how long `slow` takes")
+    parser.add_argument("--callers", type=int, default=4)
+    parser.add_argument("--calls", type=int, help="end after so many")
+    parser.add_argument("--pause", type=float, default=0.02, help="seconds between a caller's calls")
+    options = parser.parse_args()
+    headers = {"authorization": f"Bearer {os.environ['HEADRACE_KEY']}"}
+    ended = threading.Event()
+    answered: list[float] = []
+    errors: list[dict[str, object]] = []
+    left: Iterator[int] = iter(range(options.calls)) if options.calls is not None else itertools.count()
+
+    def call() -> None:
+        with grpc.InferenceServerClient(options.url) as client:
+            while not ended.is_set() and next(left, None) is not None:
+                began = time.time()
+                try:
+                    MODELS[options.model](client, headers, options.seconds)
+                except Exception as exc:  # noqa: BLE001  whatever it is, it is what a user saw
+                    took = round(time.time() - began, 3)
+                    errors.append({"at": round(time.time(), 3), "took": took, "text": str(exc)[:300]})
+                else:
+                    answered.append(round(time.time(), 3))
+                    if len(answered) == 1:
+                        print("ready", flush=True)  # noqa: T201  read by the test
+                ended.wait(options.pause)
+
+    callers = [threading.Thread(target=call) for _ in range(options.callers)]
+    for caller in callers:
+        caller.start()
+    if options.calls is None:
+        sys.stdin.read()
+        ended.set()
+    for caller in callers:
+        caller.join()
+    print(json.dumps({"answered": answered, "errors": errors}), flush=True)  # noqa: T201  the same
+
+
+if __name__ == "__main__":
+    main()
