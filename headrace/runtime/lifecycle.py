@@ -10,6 +10,7 @@ import gc
 import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from types import TracebackType
@@ -59,10 +60,27 @@ def run(main: Callable[[asyncio.Event], Awaitable[None]]) -> int:
     main thread.
     """
     try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        with asyncio.Runner(loop_factory=_new_loop) as runner:
             return runner.run(_until_told(main))
     except Exception as exc:  # noqa: BLE001  the process boundary: nothing is above us to handle it
         return _report(exc)
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    loop = uvloop.new_event_loop()
+    loop.set_exception_handler(_tell_unhandled)
+    return loop
+
+
+def _tell_unhandled(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """What nobody handles is an error in the log, but for a name that nobody waits for any more.
+
+    A look-up can't be cancelled, and uvloop leaves its failure with nobody where the connection was given up meanwhile:
+    whoever gave up has said so, and would be followed by two errors for each attempt.
+    """
+    if isinstance(context.get("exception"), socket.gaierror) and "task" not in context:
+        return
+    loop.default_exception_handler(context)
 
 
 def collect_rarely() -> None:
