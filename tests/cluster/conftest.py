@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -23,7 +24,8 @@ from tests.parts import missing
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 PROGRAMS = Programs(ROOT / "build" / "cluster")
-RUNS = ROOT / "build" / "cluster" / "runs"
+RUN = ROOT / "build" / "cluster" / "runs" / uuid4().hex[:8]
+"""What this run writes; gone with it unless a test failed."""
 BUILD = "tests/cluster/build/build (Go makes it; `make test-cluster` calls it)"
 
 TEST_SECONDS = 300
@@ -78,15 +80,14 @@ def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         return
     if not PROGRAMS.complete:
         missing("the control plane", BUILD)
-    home = RUNS / str(os.getpid())
     failures = request.session.testsfailed
-    with ControlPlane(PROGRAMS, home) as control_plane:
+    with ControlPlane(PROGRAMS, RUN) as control_plane:
         kubectl = control_plane.kubectl()
         with add_definitions(kubectl, _definitions(), remove=False):
             furnish(kubectl)
             yield Cluster(kubectl, control_plane)
     if request.session.testsfailed == failures:
-        shutil.rmtree(home)
+        shutil.rmtree(RUN)
 
 
 def pytest_report_header() -> str:
@@ -97,9 +98,8 @@ def pytest_report_header() -> str:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say where the logs are of a run that failed."""
-    home = RUNS / str(os.getpid())
-    if home.exists():
-        terminalreporter.write_line(f"logs of the control plane: {home.relative_to(ROOT)}")
+    if RUN.exists():
+        terminalreporter.write_line(f"logs of the cluster: {RUN.relative_to(ROOT)}")
 
 
 def _definitions() -> list[Path]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.conftest import PROGRAMS, ROOT, RUNS
+from tests.cluster.conftest import PROGRAMS, ROOT, RUN
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.kubectl import Kubectl
 from tests.cluster.node.deployed.headrace import GATEWAY, TRITON, Headrace
@@ -51,15 +51,14 @@ def node(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         return
     if ADDRESS is None or not IMAGES.exists():
         missing("a node", "`make test-cluster` builds one, and runs these tests in tests/cluster/node/enter")
-    home = RUNS / str(os.getpid())
     failures = request.session.testsfailed
-    with ControlPlane(PROGRAMS, home, address=ADDRESS) as control_plane:
+    with ControlPlane(PROGRAMS, RUN, address=ADDRESS) as control_plane:
         kubectl = control_plane.kubectl()
         with Machine(control_plane, IMAGES) as machine:
             kubectl.run("apply", "--server-side", f"--filename={HERE / 'dns.yaml'}")
             yield Node(kubectl, machine)
     if request.session.testsfailed == failures:
-        shutil.rmtree(home)
+        shutil.rmtree(RUN, ignore_errors=True)  # what pods still mount ends with the machine
 
 
 @pytest.fixture(scope="session")

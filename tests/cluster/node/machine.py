@@ -70,6 +70,8 @@ class Machine:
     def stop(self) -> None:
         """The node's own processes; what pods run ends with the machine."""
         self._processes.stop()
+        # Images are no logs.
+        shutil.rmtree(self._home / "containerd", ignore_errors=True)
 
     def process(self, pod: Document, program: str) -> int:
         """The process id, as the node counts, of the first of a pod's processes whose command line holds `program`."""
