@@ -15,7 +15,7 @@ from gateway.administration import SERVICE, Administration
 from gateway.calls import WaitingCalls
 from gateway.catalog import Catalog
 from gateway.delivery import Delivery, DeliveryTerms
-from gateway.edge import CallHandlers, edge_server, open_port
+from gateway.edge import CallHandlers, edge_server, open_port, own_certificate
 from gateway.errors import ShuttingDown
 from gateway.health import SERVICE as HEALTH_SERVICE
 from gateway.health import Health
@@ -58,7 +58,7 @@ async def serve(settings: GatewaySettings, stop: asyncio.Event) -> None:
         await gateway.start(owned, stop)
         if stop.is_set():
             return
-        await serve_until(stop, gateway.background.failed(), gateway.access.failed())
+        await serve_until(stop, gateway.background.failed(), gateway.watching.failed(), gateway.access.failed())
         await gateway.drain()
 
 
@@ -92,10 +92,12 @@ class Gateway:
         self.access.subscribe(self._health.reconsider)
         self.access.subscribe(self._serve_if_ready)
         self._calls = WaitingCalls(max_calls=own.bounds.calls, max_bytes=own.bounds.request_bytes)
+        trust = self._trust()
+        self._certificates = {"grpc": own_certificate(own.grpc), "reply": trust.certificate}
         self._hub = GrpcAnswerHub(
             incarnation=self._incarnation,
             pool=self._pool,
-            trust=self._trust(),
+            trust=trust,
             max_message_bytes=limit,
             events=self,
         )
@@ -133,6 +135,8 @@ class Gateway:
             max_message_bytes=limit,
         )
         self._registry.subscribe(self._delivery.models_changed)
+        self.watching = Background()
+        """What goes on from when the ports open."""
         self.background = Background()
 
     async def start(self, owned: AsyncExitStack, stop: asyncio.Event) -> None:
@@ -180,7 +184,11 @@ class Gateway:
             self._handlers(),
             connection_age_seconds=own.grpc.connection_age_seconds,
         )
-        self._port = open_port(server, own.grpc)
+        self._port = open_port(server, own.grpc, self._certificates["grpc"])
+        await enter(self.watching)
+        for name, certificate in self._certificates.items():
+            if certificate is not None:
+                self.watching.spawn(f"certificate-{name}", certificate.keep())
         lag = LoopLag()
         measured = instruments(
             self._registry,
@@ -189,6 +197,7 @@ class Gateway:
             self.access,
             republished=self._delivery.republished,
             cancelled=lambda: self._hub.cancelled,
+            certificates=self._certificates,
             lag=lag,
         )
         telemetry = Telemetry(*measured)

@@ -2,7 +2,8 @@
 
 What counts is the subject alternative name, never the common name: one SPIFFE id at most, and DNS names, as the policy
 in force lists them. They are read here from the certificate itself: gRPC tells them as texts that end at a NUL, and
-calls an e-mail address that looks like a URI by the same name. cryptography is used only here.
+calls an e-mail address that looks like a URI by the same name. cryptography is used here, and in
+`headrace.runtime.certificates`.
 """
 
 import hashlib

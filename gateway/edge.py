@@ -1,7 +1,6 @@
 """The port that callers use: which handler answers what, and how the port opens and closes."""
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 import grpc
@@ -18,6 +17,7 @@ from gateway.settings import GrpcSettings
 from gateway.status import Context, abort
 from gateway.traces import CallTrace, CallTraces
 from headrace.runtime.addresses import join_address
+from headrace.runtime.certificates import OwnCertificate
 from headrace.runtime.lifecycle import Unstartable
 
 Handler = Any  # grpc's handler class is generic for type checkers only
@@ -221,25 +221,22 @@ def edge_server(
     return server
 
 
-def open_port(server: grpc.aio.Server, settings: GrpcSettings) -> int:
+def own_certificate(settings: GrpcSettings) -> OwnCertificate | None:
+    """What callers are shown, and what theirs are judged by; None for a plain port. Raises SettingsError."""
+    certificate, key = settings.tls_certificate_file, settings.tls_key_file
+    if certificate is None or key is None:
+        return None
+    return OwnCertificate(certificate, key, settings.tls_client_ca_file, what="certificate of the callers' port")
+
+
+def open_port(server: grpc.aio.Server, settings: GrpcSettings, certificate: OwnCertificate | None) -> int:
     """Bind the port. Returns it; raises Unstartable where it can't be had."""
     address = join_address(settings.host, settings.port)
-    credentials = _credentials(settings.tls_certificate_file, settings.tls_key_file, settings.tls_client_ca_file)
     try:
-        if credentials is None:
+        if certificate is None:
             return server.add_insecure_port(address)
-        return server.add_secure_port(address, credentials)
+        return server.add_secure_port(address, certificate.server_credentials())
     except RuntimeError:
         raise Unstartable(
             f"cannot listen on {address} (gRPC port): it is in use, or not ours; set another one"
         ) from None
-
-
-def _credentials(certificate: Path | None, key: Path | None, client_ca: Path | None) -> grpc.ServerCredentials | None:
-    if certificate is None or key is None:
-        return None
-    pair = (key.read_bytes(), certificate.read_bytes())
-    if client_ca is None:
-        return grpc.ssl_server_credentials([pair])
-    # gRPC asks every caller for a certificate, or none.
-    return grpc.ssl_server_credentials([pair], client_ca.read_bytes(), require_client_auth=True)

@@ -11,6 +11,7 @@ from gateway.access import Access
 from gateway.calls import InFlight, WaitingCalls
 from gateway.registry import Registry
 from gateway.tally import OUTCOMES, Tally, TenantTally
+from headrace.runtime.certificates import OwnCertificate
 from headrace.runtime.telemetry import (
     OTHER,
     BuildInfo,
@@ -38,6 +39,7 @@ def instruments(
     *,
     republished: Mapping[str, int],
     cancelled: Callable[[], int],
+    certificates: Mapping[str, OwnCertificate | None] = {},
     lag: LoopLag,
     clock: Callable[[], float] = time.monotonic,
 ) -> list[Instrument]:
@@ -84,6 +86,12 @@ def instruments(
             republished,
         ),
         Counter("headrace_gateway_cancellations_total", "Attempts that routers were told not to run.", cancelled),
+        Gauges(
+            "headrace_gateway_certificate_expiration_timestamp_seconds",
+            "Until when the certificate in force holds.",
+            ("port",),
+            lambda: [((port,), each.current.ends) for port, each in certificates.items() if each is not None],
+        ),
         Histograms("headrace_gateway_loop_lag_seconds", "How late a clock rings.", (), lambda: [((), lag.seconds)]),
     ]
 

@@ -101,10 +101,12 @@ class Router:
         self._intake = Intake(
             triton=self._triton,
             max_waiting_bytes=own.window.waiting_bytes,
+            longest_seconds=settings.topics.retention_seconds,
             triton_lost=self._triton_lost.set,
             used=self._count,
             traces=traces,
         )
+        self._trust = Trust(settings.reply_trust)
         self._links = GrpcAnswerLinks(
             terms=LinkTerms(
                 router=self.key,
@@ -114,7 +116,7 @@ class Router:
                 unacknowledged_bytes=own.reply.unacknowledged_bytes,
                 max_message_bytes=limit,
             ),
-            trust=Trust(settings.reply_trust),
+            trust=self._trust,
             whereabouts=whereabouts,
             events=self,
         )
@@ -157,6 +159,7 @@ class Router:
             self._links,
             self.consumer,
             pool=self._pool,
+            certificate=self._trust.certificate,
             lag=lag,
             announcements_age=lambda: min(self._gateways.announcements_age(loop.time()), loop.time() - started),
         )
@@ -176,6 +179,7 @@ class Router:
         spawn = self.background.spawn
         spawn("announcements", self._gateways.follow(self._announcements, loop.time, self._caught_up.set))
         spawn("beacon", self._beacon.keep())
+        spawn("certificate", self._trust.keep())
         spawn("inventory", self._inventory.keep())
         spawn("inventory-changes", self._follow_inventory())
         spawn("topics", self._request_topics.keep())
@@ -253,7 +257,10 @@ class Router:
             return Readiness(ready=False, text="the broker does not answer yet")
         if not self._inventory.ready:
             return Readiness(ready=False, text="Triton does not answer, or is not ready")
-        if not self._joined and any(model.ready for model in self._inventory.models.values()):
+        serves = any(model.ready for model in self._inventory.models.values())
+        if not serves and not self._settings.router.ready_without_models:
+            return Readiness(ready=False, text="Triton has no model ready")
+        if serves and not self._joined:
             return Readiness(ready=False, text="the group has not given this router its partitions yet")
         return Readiness(ready=True, text="ready")
 

@@ -6,6 +6,7 @@ the log. What is fetched and not begun goes back to the log by not being committ
 
 import asyncio
 import logging
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -23,6 +24,7 @@ from headrace.bus.protocols import (
     Outcome,
     Record,
     RequestConsumer,
+    SeenEnd,
     TopicPartition,
 )
 from headrace.bus.v1.envelope_pb2 import METHOD_MODEL_INFER, Envelope, Metadatum
@@ -71,12 +73,16 @@ class Intake:
         *,
         triton: RunsCalls,
         max_waiting_bytes: int,
+        longest_seconds: float = math.inf,
         triton_lost: Callable[[], None] = lambda: None,
         used: Used = lambda *_: None,
         traces: RecordTraces | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`triton_lost` is told that a call did not reach the model server; `release` is awaited from then on."""
+        """`triton_lost` is told that a call did not reach the model server; `release` is awaited from then on.
+
+        No call waits for longer than `longest_seconds`, as far as is known before any has come.
+        """
         self._triton_lost = triton_lost
         self._loop = asyncio.get_running_loop()  # asked once: on Python 3.11 each question is a system call
         self._triton = triton
@@ -84,6 +90,7 @@ class Intake:
         self._traces = traces
         self._clock = clock
         self._max_waiting_bytes = max_waiting_bytes
+        self._longest_seconds = longest_seconds
         self._lanes: dict[str, Lane] = {}
         self._offered: set[str] = set()
         self._busy: set[Lane] = set()
@@ -136,18 +143,25 @@ class Intake:
         """How many partitions of each topic are this router's."""
         return Counter(place.topic for place in self._watermarks)
 
-    def oldest_waits(self) -> dict[str, float]:
+    def oldest_waits(self, unread: Mapping[TopicPartition, Sequence[SeenEnd]]) -> dict[str, float]:
         """For how many seconds the oldest record of each topic has waited that may still begin; 0 where none waits.
 
-        Of those that are fetched: what is older in the log than in here is another partition's.
+        Fetched ones say it themselves; for what is not fetched yet see RequestConsumer.unread. Whether that has expired
+        is not known before it is read: it counts for as long as a call of its topic may wait.
         """
         now = time.time()
-        oldest = dict.fromkeys(self._lanes, 0.0)
+        since = dict.fromkeys(self._lanes, now)
         for each in chain(*(lane.waiting for lane in self._lanes.values()), *self._aside.values()):
             published_at = each.record.timestamp_millis / 1000
             if published_at and each.envelope.expire_time_unix_micros > now * 1e6:
-                oldest[each.lane.topic] = max(oldest.get(each.lane.topic, 0.0), now - published_at)
-        return oldest
+                since[each.lane.topic] = min(since.get(each.lane.topic, now), published_at)
+        for place, ends in unread.items():
+            if place in self._watermarks:
+                read_to = self._watermarks[place].read_to or 0
+                longest = self._lanes[place.topic].longest_seconds or self._longest_seconds
+                there = (end.at for end in ends if end.offset > read_to and end.at > now - longest)
+                since[place.topic] = min(since[place.topic], next(there, now))
+        return {topic: now - moment for topic, moment in since.items()}
 
     def assigned_partitions(self, topic: str) -> list[int]:
         """The partitions of a topic that are this router's."""
@@ -231,6 +245,9 @@ class Intake:
                 _log.warning("a record was skipped: %s", exc, extra=extra)
                 self._end(record, "unreadable")
                 continue
+            if record.timestamp_millis:
+                longest = envelope.expire_time_unix_micros / 1e6 - record.timestamp_millis / 1e3
+                lane.longest_seconds = max(lane.longest_seconds, longest)
             lane.waiting.append(Waiting(record, envelope, lane))
             self._waiting_bytes += len(record.payload)
             touched.add(lane)

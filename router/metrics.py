@@ -11,6 +11,7 @@ from functools import lru_cache
 from headrace.bus.answers.links import GrpcAnswerLinks
 from headrace.bus.protocols import LinkState, RequestConsumer
 from headrace.bus.topics import model_of
+from headrace.runtime.certificates import OwnCertificate
 from headrace.runtime.telemetry import (
     MOST_NAMES,
     OTHER,
@@ -75,6 +76,7 @@ def instruments(
     consumer: RequestConsumer,
     *,
     pool: str,
+    certificate: OwnCertificate | None = None,
     lag: LoopLag,
     announcements_age: Callable[[], float],
     clock: Callable[[], float] = time.monotonic,
@@ -115,9 +117,9 @@ def instruments(
         Gauges("headrace_router_lag_records", "Records that are not fetched yet.", ("model",), by_model.counts(lags)),
         Gauges(
             "headrace_router_oldest_wait_seconds",
-            "How long the oldest record that may still begin has waited.",
+            "How long the oldest record that may still begin has waited, in the log or here.",
             ("model",),
-            lambda: by_model.put(intake.oldest_waits().items(), max),
+            lambda: by_model.put(intake.oldest_waits(consumer.unread).items(), max),
         ),
         Gauges(
             "headrace_router_partitions",
@@ -160,6 +162,12 @@ def instruments(
         ),
         Gauge("headrace_router_triton_ready", "1 while Triton is ready.", lambda: float(inventory.ready)),
         Counter("headrace_router_triton_starts_total", "How often Triton became ready.", lambda: inventory.starts),
+        Gauges(
+            "headrace_router_certificate_expiration_timestamp_seconds",
+            "Until when the certificate in force holds.",
+            ("port",),
+            lambda: [] if certificate is None else [(("reply",), certificate.current.ends)],
+        ),
         Histograms("headrace_router_loop_lag_seconds", "How late a clock rings.", (), lambda: [((), lag.seconds)]),
     ]
 

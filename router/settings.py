@@ -72,6 +72,9 @@ class RouterSection(Section):
     window: WindowSettings = WindowSettings()
     reply: ReplyLinkSettings = ReplyLinkSettings()
     admin: AdminSettings = AdminSettings()
+    ready_without_models: bool = False
+    """Whether /readyz is content with a Triton that has no model ready: for pools that start empty, and whose models
+    are loaded by hand. A rollout would go on to a revision that serves nothing."""
     drain_grace_seconds: Annotated[float, Field(ge=0)] = 20.0
     """After SIGTERM: time for the calls that run."""
 

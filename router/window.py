@@ -61,6 +61,8 @@ class Lane:
         self.paused = False
         self.usual_seconds = 0.0
         """How long a call is with the model server, of late."""
+        self.longest_seconds = 0.0
+        """From when a call was published to its deadline: the longest of any that came."""
         self.held = False
         """Whether nothing may begin now, so that a free slot gives no room."""
 

@@ -32,9 +32,10 @@ MEANINGS = {
     "HEADRACE_KAFKA__SASL_PASSWORD_FILE": "Holds our password.",
     "HEADRACE_TOPICS__REPLICATION_FACTOR": "Copies that the brokers keep; 3 where a broker may be lost.",
     "HEADRACE_POOL__NAME": "Routers in front of the same set of models; part of every topic's and group's name.",
-    "HEADRACE_REPLY_TRUST__TLS_CERTIFICATE_FILE": "Our own certificate.",
+    "HEADRACE_REPLY_TRUST__TLS_CERTIFICATE_FILE": "Our own certificate. All three are read again when they change.",
     "HEADRACE_REPLY_TRUST__TLS_KEY_FILE": "Its private key.",
-    "HEADRACE_GATEWAY__GRPC__TLS_CERTIFICATE_FILE": "Our certificate and those between it and its root; unset: no TLS.",
+    "HEADRACE_GATEWAY__GRPC__TLS_CERTIFICATE_FILE": "Our certificate and those between it and its root; unset: no TLS."
+    " Read again when it changes, with the other two.",
     "HEADRACE_GATEWAY__GRPC__TLS_KEY_FILE": "Its private key.",
     "HEADRACE_ROUTER__WINDOW__MAXIMUM": "However large the batches and however many the instances.",
 }

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future as ThreadFuture
 from contextlib import suppress
 from functools import partial
@@ -26,6 +26,7 @@ from confluent_kafka import (
 )
 from confluent_kafka import TopicPartition as RdPartition
 
+from headrace.bus.backlog import seen_again, seen_before
 from headrace.bus.protocols import (
     IntakeEvents,
     LogError,
@@ -34,6 +35,7 @@ from headrace.bus.protocols import (
     PublishFailed,
     Record,
     RecordTooLargeError,
+    SeenEnd,
     TopicPartition,
 )
 from headrace.bus.settings import KafkaSettings
@@ -56,7 +58,7 @@ _SHARE_BYTES = 16 << 20  # of one partition, which may not be moving
 _SMALL_BYTES = 64 << 10  # a call so small waits for no large one, unless it is of the same partition
 _CALLBACK_SECONDS = 5.0  # how long the loop may take to let go of partitions
 _COMMIT_SECONDS = 5.0
-_LAG_SECONDS = 5.0  # how old the lag may be
+_LAG_SECONDS = 5.0  # how old the lag may be: each look at a paused topic holds up the thread for a fetch of the others
 _WAKE_SECONDS = 0.5  # how long a resume may hold up the thread while the broker does not answer
 
 
@@ -255,6 +257,7 @@ class KafkaConsumer:
         self._stopping = False
         self._starts: dict[TopicPartition, int] = {}  # where reading began, counted by the thread
         self._lag: dict[TopicPartition, int] = {}  # replaced whole, by the thread
+        self._unread: dict[TopicPartition, tuple[SeenEnd, ...]] = {}  # likewise
         self._lag_due = 0.0
         self._config = _client_config(kafka, client_id) | {
             "group.id": group,
@@ -299,6 +302,11 @@ class KafkaConsumer:
     def lag(self) -> Mapping[TopicPartition, int]:
         """See RequestConsumer.lag."""
         return self._lag
+
+    @property
+    def unread(self) -> Mapping[TopicPartition, Sequence[SeenEnd]]:
+        """See RequestConsumer.unread."""
+        return self._unread
 
     def subscribe(self, topics: Collection[str]) -> None:
         """See RequestConsumer.subscribe."""
@@ -385,12 +393,20 @@ class KafkaConsumer:
         ours = list(self._assigned)
         self._starts = {place: self._starts[place] for place in ours if place in self._starts}
         ends = self._ends(ours)
-        lag = {}
+        seen_at = time.time()
+        read_to = {}
         for place in self._consumer.position([RdPartition(*place) for place in ends]):
             key = TopicPartition(place.topic, place.partition)
-            read_to = self._starts.get(key, OFFSET_INVALID) if place.offset < 0 else place.offset
-            if min(read_to, ends[key]) >= 0:
-                lag[key] = max(0, ends[key] - read_to)
+            position = self._starts.get(key, OFFSET_INVALID) if place.offset < 0 else place.offset
+            if min(position, ends[key]) >= 0:
+                read_to[key] = position
+        lag = {place: max(0, ends[place] - position) for place, position in read_to.items()}
+        behind = {place for place, records in lag.items() if records}
+        came = {place: read_to[place] for place in behind - self._lag.keys()}
+        known = self._unread | seen_before(came, seen_at, partial(self._ends_at, now=ends))
+        self._unread = {
+            place: seen_again(known.get(place, ()), SeenEnd(seen_at, ends[place]), read_to[place]) for place in behind
+        }
         self._lag = lag
 
     def _ends(self, places: list[TopicPartition]) -> dict[TopicPartition, int]:
@@ -405,6 +421,19 @@ class KafkaConsumer:
                 for end in self._consumer.offsets_for_times(paused, timeout=_WAKE_SECONDS):
                     if end.error is None and end.offset >= 0:
                         ends[TopicPartition(end.topic, end.partition)] = end.offset
+        return ends
+
+    def _ends_at(
+        self, places: Collection[TopicPartition], moment: float, *, now: Mapping[TopicPartition, int]
+    ) -> dict[TopicPartition, int]:
+        """Where partitions ended at a moment: before the first record that is younger."""
+        ends = {}
+        with suppress(KafkaException):  # the broker is away: nothing is known of it
+            asked = [RdPartition(*place, round(moment * 1000)) for place in places]
+            for end in self._consumer.offsets_for_times(asked, timeout=_WAKE_SECONDS):
+                if end.error is None:
+                    place = TopicPartition(end.topic, end.partition)
+                    ends[place] = now[place] if end.offset == OFFSET_END else end.offset  # none is younger
         return ends
 
     def _places(self, topic: str) -> list[RdPartition]:
@@ -456,6 +485,9 @@ class KafkaConsumer:
     def _assign(self, consumer: Consumer, places: list[RdPartition]) -> None:
         consumer.incremental_assign(places)
         ours = [TopicPartition(place.topic, place.partition) for place in places]
+        # What was measured is of another time.
+        self._lag = {place: records for place, records in self._lag.items() if place not in ours}
+        self._unread = {place: ends for place, ends in self._unread.items() if place not in ours}
         self._on_loop(lambda: self._assigned_on_loop(ours))
         self._command(lambda: self._commit_starts(places))
 

@@ -28,6 +28,11 @@ class Watermark:
         """The offset up to which all are done; None where none is yet."""
         return self._next
 
+    @property
+    def read_to(self) -> int | None:
+        """The offset after the last one that was fetched; None where none was yet."""
+        return self._open[-1] + 1 if self._open else self._next
+
     def to_commit(self) -> int | None:
         """The offset to commit, where it moved since it was last asked for; None where it did not."""
         if self._next == self._committed:

@@ -35,6 +35,13 @@ class Record:
     """When it was published, in ms since the Unix epoch, by its gateway's clock or the broker's; 0 where unknown."""
 
 
+class SeenEnd(NamedTuple):
+    """A partition was seen to end there: what lies before was written by then, in seconds since the Unix epoch."""
+
+    at: float
+    offset: int
+
+
 class LogError(Exception):
     """The request log did not take the record."""
 
@@ -82,7 +89,7 @@ class IntakeEvents(Protocol):
         ...
 
     def assigned(self, places: Collection[TopicPartition]) -> None:
-        """These partitions are this consumer's from now on."""
+        """These partitions are this consumer's from now on. None where the group has none for it: it has joined."""
         ...
 
     def revoked(self, places: Collection[TopicPartition]) -> Mapping[TopicPartition, int]:
@@ -105,6 +112,16 @@ class RequestConsumer(Protocol):
         """How many records follow the last one handed over, of each partition of which that is known.
 
         As of some seconds ago.
+        """
+        ...
+
+    @property
+    def unread(self) -> Mapping[TopicPartition, Sequence[SeenEnd]]:
+        """Where partitions with such records ended, and when, oldest first; as of some seconds ago.
+
+        The first end beyond what was handed over says by when the oldest of them was there, by the clock of their own
+        timestamps: too late by some five seconds or by an eighth of its age at most. Where it was there before the
+        partition was this consumer's, at least a quarter of what it had waited until then is told.
         """
         ...
 

@@ -263,7 +263,11 @@ def router_component(plan: Plan, spec: RouterSpec, secrets: Secrets, *, cwd: Pat
         "ROUTER__ADMIN__PORT": str(spec.admin_port),
         "ROUTER__TRITON__ADDRESS": spec.triton,
     }
-    tunable = {"ROUTER__DRAIN_GRACE_SECONDS": str(GRACE_SECONDS)}
+    tunable = {
+        "ROUTER__DRAIN_GRACE_SECONDS": str(GRACE_SECONDS),
+        # A Triton that is attached and empty, or whose models are all broken, is mended while the stack runs.
+        "ROUTER__READY_WITHOUT_MODELS": "true",
+    }
     (tunable if len(plan.routers) == 1 else settings)["ROUTER__ID"] = spec.id
     program = _process("router", spec.name, settings | _shared(plan, secrets), tunable, cwd)
     health = Probe(kind="http", host=LOOPBACK, port=spec.admin_port, path="/readyz")

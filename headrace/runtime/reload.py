@@ -1,11 +1,11 @@
-"""A file that is read again whenever it changes; a bad edit leaves what was read before it in force."""
+"""A file, or several that belong together, read again when they change; a bad edit leaves what was there in force."""
 
 import asyncio
 import gc
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar, Generic, TypeVar
 
@@ -22,21 +22,31 @@ _log = logging.getLogger(__name__)
 class ReloadedFile(Generic[T]):
     """Watches one file. `use` is told, on the loop, each new content that `read` accepts."""
 
-    def __init__(self, path: Path, *, what: str, read: Callable[[Path], T], use: Callable[[T], None]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        what: str,
+        read: Callable[[Path], T],
+        use: Callable[[T], None],
+        beside: Sequence[Path] = (),
+    ) -> None:
         """`read` runs beside the loop, and raises SettingsError or OSError; `what` names the content in the log.
 
+        `beside` are other files that `read` reads too: a change of any counts, and all are read again.
         The first content is read at once, and used. Raises SettingsError.
         """
         self._path = path
         self._what = what
         self._read = read
         self._use = use
-        self._seen = _state(path)
+        self._paths = (path, *beside)
+        self._seen = self._states()
         self._told = ""
         try:
             use(read(path))
         except OSError as exc:
-            raise SettingsError(f"{path}: cannot be read: {exc.strerror}") from None
+            raise SettingsError(f"{exc.filename or path}: cannot be read: {exc.strerror}") from None
 
     async def keep(self) -> None:
         """Watch until cancelled."""
@@ -46,18 +56,19 @@ class ReloadedFile(Generic[T]):
 
     async def look(self) -> None:
         """Read the file again if it changed since the last look. What could not be read is tried at each look."""
-        state = _state(self._path)
+        state = self._states()
         if state == self._seen:
             return
         try:
             with Yielding():
                 content = await asyncio.to_thread(self._read_apart)
         except SettingsError as exc:
-            self._seen = state
-            self._reject("; ".join(str(exc).splitlines()))
+            if state == self._states():  # else it was being written: the next look sees it whole
+                self._seen = state
+                self._reject("; ".join(str(exc).splitlines()))
             return
         except OSError as exc:
-            self._reject(f"{self._path}: cannot be read: {exc.strerror}")
+            self._reject(f"{exc.filename or self._path}: cannot be read: {exc.strerror}")
             return
         except Exception as exc:  # noqa: BLE001  the boundary to a stranger's text: nothing in it may end the process
             self._seen = state
@@ -67,6 +78,9 @@ class ReloadedFile(Generic[T]):
         self._told = ""
         self._use(content)
         _log.info("the %s changed", self._what, extra={"event": "file_changed", "what": self._what})
+
+    def _states(self) -> tuple[tuple[int, int, int] | None, ...]:
+        return tuple(map(_state, self._paths))
 
     def _read_apart(self) -> T:
         content = self._read(self._path)

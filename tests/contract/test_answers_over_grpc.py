@@ -19,6 +19,7 @@ from headrace.bus.answers.wire import ATTACH_METHOD, Trust
 from headrace.bus.protocols import LinkState, RouterKey, RouterLostError
 from headrace.bus.settings import ReplyTrustSettings
 from headrace.bus.v1.reply_pb2 import AttachRequest, AttachResponse, Hello, Welcome
+from headrace.runtime.lifecycle import Background
 from tests.contract.answer_carriers import PATIENCE_SECONDS, Gateway, Router
 
 INCARNATION, POOL = 70, "default"
@@ -74,14 +75,13 @@ def secret(folder: Path, text: str, *, plain: bool = False) -> Trust:
     return Trust(ReplyTrustSettings(secret_file=path, allow_secret_without_tls=plain))
 
 
-def certificates(folder: Path, authority: trustme.CA, name: str) -> Trust:
-    """A certificate for one process, signed by an authority."""
+def certificates(folder: Path, authority: trustme.CA, name: str, *, believes: trustme.CA | None = None) -> Trust:
+    """A certificate for one process, signed by an authority; what it believes is signed by that one or another."""
     issued = authority.issue_cert("127.0.0.1", common_name=name)
     ca, certificate, key = (folder / f"{name}.{part}" for part in ("ca", "crt", "key"))
-    authority.cert_pem.write_to_path(ca)
-    issued.private_key_pem.write_to_path(key)
-    for blob in issued.cert_chain_pems:
-        blob.write_to_path(certificate, append=True)
+    ca.write_bytes((believes or authority).cert_pem.bytes())
+    key.write_bytes(issued.private_key_pem.bytes())
+    certificate.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
     return Trust(ReplyTrustSettings(tls_ca_file=ca, tls_certificate_file=certificate, tls_key_file=key))
 
 
@@ -138,8 +138,7 @@ async def test_a_router_of_another_authority_is_refused(
 ) -> None:
     ours = trustme.CA()
     gateway = await gateway_with(certificates(tmp_path, ours, "gateway"))
-    stranger = certificates(tmp_path, trustme.CA(), "stranger")
-    (tmp_path / "stranger.ca").write_bytes(ours.cert_pem.bytes())  # it believes the gateway
+    stranger = certificates(tmp_path, trustme.CA(), "stranger", believes=ours)
 
     await assert_refused(gateway, await router_with(stranger))
 
@@ -148,9 +147,8 @@ async def test_a_gateway_of_another_authority_is_not_believed(
     tmp_path: Path, gateway_with: StartGateway, router_with: StartRouter
 ) -> None:
     ours, other = trustme.CA(), trustme.CA()
-    impostor = certificates(tmp_path, other, "impostor")
+    impostor = certificates(tmp_path, other, "impostor", believes=ours)
     router = certificates(tmp_path, ours, "router")
-    (tmp_path / "impostor.ca").write_bytes(ours.cert_pem.bytes())  # it takes our routers
 
     await assert_refused(await gateway_with(impostor), await router_with(router))
 
@@ -161,6 +159,47 @@ async def test_a_router_without_a_certificate_is_refused(
     gateway = await gateway_with(certificates(tmp_path, trustme.CA(), "gateway"))
 
     await assert_refused(gateway, await router_with(secret(tmp_path, "s")))
+
+
+async def test_certificates_that_are_renewed_are_taken_by_both_ends_and_no_answer_is_lost(
+    tmp_path: Path, gateway_with: StartGateway, router_with: StartRouter
+) -> None:
+    """All three files of both, the authority's too: what is attached stays, and what attaches proves itself anew."""
+    before, after = trustme.CA(), trustme.CA()
+    trusts = [certificates(tmp_path, before, name) for name in ("gateway", "router")]
+    gateway = await gateway_with(trusts[0])
+    router = await router_with(trusts[1])
+    await assert_attached(gateway, router)
+    late = await router_with(certificates(tmp_path, before, "late"))
+
+    for name in ("gateway", "router"):
+        certificates(tmp_path, after, name)
+    async with Background() as watching:
+        for trust in trusts:
+            watching.spawn("certificate", trust.keep())
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while True:
+                if {_authorities(trust) for trust in trusts} == {after.cert_pem.bytes()}:
+                    break
+                await asyncio.sleep(0.05)  # files are looked at now and then, and nothing tells of it
+
+    link = router.links.link(gateway.address, INCARNATION)
+    assert link is not None
+    link.send(b"d", 1, b"on the old connection")
+    await gateway.until(lambda: gateway.answers == [(b"c", 1, b"answer"), (b"d", 1, b"on the old connection")])
+    old = late.links.link(gateway.address, INCARNATION)
+    assert old is not None
+    await late.until(lambda: old.state is LinkState.UNREACHABLE)
+
+    for attached in gateway.hub._routers.values():  # type: ignore[attr-defined]  # as when the connection breaks
+        attached.close()
+    await gateway.until(lambda: [each[0] for each in gateway.said].count("attached") == 2)
+    link.send(b"e", 1, b"on a new one")
+    await gateway.until(lambda: gateway.answers[-1] == (b"e", 1, b"on a new one"))
+
+
+def _authorities(trust: Trust) -> bytes | None:
+    return None if trust.certificate is None else trust.certificate.current.authorities
 
 
 async def test_a_secret_does_not_leave_the_machine_unencrypted_unless_that_is_allowed(

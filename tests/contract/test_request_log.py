@@ -8,11 +8,13 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from headrace.bus.protocols import LogUnavailableError, Record, RecordTooLargeError, TopicPartition
+from headrace.bus.protocols import LogUnavailableError, Record, RecordTooLargeError, SeenEnd, TopicPartition
 from tests.contract.log_carriers import MAX_MESSAGE_BYTES, Failures, KafkaCarrier, LogCarrier, MemoryCarrier, Taker
 
 A_WHILE_SECONDS = 0.4
 """Long enough for what must not come to come, if it did."""
+ONE_LOOK_SECONDS = 8.0
+"""Long enough for the log to be looked at once more, on a busy machine."""
 
 
 @pytest.fixture(params=["memory", "kafka"])
@@ -321,6 +323,42 @@ async def test_the_lag_of_another_members_partitions_is_not_told(carrier: LogCar
 
     await first.until(lambda: len(first.owned) == 1)
     await lag_is(first, 0, partitions=1)
+
+
+# How long what is not read has waited.
+
+
+async def unread_is(taker: Taker, offsets: list[int]) -> list[SeenEnd]:
+    """Where the one partition was seen to end, once this is so. Nothing tells when it is looked at."""
+    async with asyncio.timeout(15):
+        while True:
+            told = [*taker.consumer.unread.values()] or [()]
+            if [each.offset for each in told[0]][-len(offsets) :] == offsets and len(told) == 1:
+                return list(told[0])
+            await asyncio.sleep(0.05)  # it is looked at now and then, and nothing tells of it
+
+
+async def test_by_when_the_oldest_unread_record_was_there_is_told(carrier: LogCarrier, group: str) -> None:
+    topic = await carrier.topic(1)
+    taker = await carrier.taker(group, [topic])
+    await lag_is(taker, 0, partitions=1)
+    assert taker.consumer.unread == {}
+    taker.consumer.pause(topic)
+    await asyncio.sleep(0.2)  # a fetch may be under way
+
+    before = time.time()
+    await published(carrier, topic, 2)
+    [first, *_] = await unread_is(taker, [2])
+    await published(carrier, topic, 2)
+    [*_, last] = await unread_is(taker, [4])
+
+    assert before - 0.01 < first.at < before + ONE_LOOK_SECONDS
+    assert first.at < last.at
+
+    taker.consumer.resume(topic)
+    await taker.until(lambda: fetched(taker) == 4)
+    await lag_is(taker, 0, partitions=1)
+    assert taker.consumer.unread == {}
 
 
 # Offsets.

@@ -8,11 +8,12 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
+from confluent_kafka import Producer
 
 from headrace.bus.protocols import LogUnavailableError, RecordTooLargeError, TopicPartition
 from headrace.local import broker as kafka
 from headrace.local.ports import FreePorts
-from tests.contract.log_carriers import Failures, KafkaCarrier
+from tests.contract.log_carriers import PATIENCE_SECONDS, Failures, KafkaCarrier
 from tests.integration.broker_fixture import started_broker
 
 
@@ -33,6 +34,47 @@ async def test_a_record_that_the_broker_finds_too_large_fails_at_once_and_once(c
 
     assert failures.told == [(b"c", RecordTooLargeError)]
     assert time.monotonic() - started < 5
+
+
+async def test_a_member_that_gets_no_partition_is_told_so(carrier: KafkaCarrier) -> None:
+    """A router that is one too many is ready all the same."""
+    topic, group = await carrier.topic(1), f"group-{uuid.uuid4().hex}"
+    first = await carrier.taker(group, [topic])
+    await first.until(lambda: bool(first.owned))
+
+    second = await carrier.taker(group, [topic])
+    await second.until(lambda: bool(second.told))
+
+    assert second.told == [("assigned", frozenset())]
+
+
+async def test_a_backlog_that_is_older_than_its_reader_is_told_at_a_quarter_of_its_age(carrier: KafkaCarrier) -> None:
+    """The log knows when its records were written, of a partition that nothing has been read of as well."""
+    topic = await carrier.topic(3)
+    producer = Producer({"bootstrap.servers": carrier.kafka.bootstrap_servers, "log_level": 2})
+    now = time.time()
+    for partition, ages in enumerate([(100, 90, 10, 2), (50,)]):
+        for age in ages:
+            producer.produce(topic, b"", partition=partition, timestamp=round((now - age) * 1000))
+    await asyncio.to_thread(producer.flush)
+    taker = await carrier.taker(f"group-{uuid.uuid4().hex}", [], room=None)
+    taker.consumer.pause(topic)
+    taker.consumer.set_room(100)
+    taker.consumer.subscribe([topic])
+    places = [TopicPartition(topic, partition) for partition in (0, 1, 2)]
+
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while True:
+            unread = taker.consumer.unread
+            if unread.keys() == set(places[:2]):
+                break
+            await asyncio.sleep(0.05)  # it is looked at now and then, and nothing tells of it
+
+    assert 25 <= now - unread[places[0]][0].at <= 100
+    assert 12.5 <= now - unread[places[1]][0].at <= 50
+    assert (unread[places[0]][0].offset, unread[places[0]][-1].offset) == (2, 4)
+    assert {each.offset for each in unread[places[1]]} == {1}
+    assert taker.ids == []
 
 
 async def test_publishing_never_waits_for_a_broker_that_is_away() -> None:

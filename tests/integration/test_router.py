@@ -30,6 +30,7 @@ from headrace.local.ports import FreePorts
 from router.app import Router
 from router.settings import AdminSettings, RouterSection, RouterSettings, TritonSettings
 from tests.acceptance.calls import simple
+from tests.unit.gateway.certifying import Authority
 
 SECONDS = 30.0
 ROUTER = "r"
@@ -58,14 +59,20 @@ def secret(tmp_path: Path) -> Path:
 
 @asynccontextmanager
 async def routing(
-    kafka: KafkaSettings, triton: str, pool: str, secret: Path, topics: TopicSettings = TOPICS
-) -> AsyncIterator[None]:
+    kafka: KafkaSettings,
+    triton: str,
+    pool: str,
+    secret: Path,
+    topics: TopicSettings = TOPICS,
+    *,
+    trust: ReplyTrustSettings | None = None,
+) -> AsyncIterator[Router]:
     """A router of its own pool; it has left when this is left."""
     settings = RouterSettings(
         kafka=kafka,
         topics=topics,
         pool=PoolSettings(name=pool),
-        reply_trust=ReplyTrustSettings(secret_file=secret),
+        reply_trust=trust or ReplyTrustSettings(secret_file=secret),
         router=RouterSection(
             id=ROUTER,
             triton=TritonSettings(address=triton),
@@ -75,7 +82,7 @@ async def routing(
     router = Router(settings, Whereabouts(["127.0.0.1"]))
     async with AsyncExitStack() as owned:
         await router.start(owned, asyncio.Event())
-        yield
+        yield router
 
 
 async def described(
@@ -141,6 +148,7 @@ class Waiting:
     def __init__(self, answers: int) -> None:
         self._missing = answers
         self.all_there = asyncio.Event()
+        self.is_attached = asyncio.Event()
 
     def answered(self, call_id: bytes, attempt: int, outcome: Outcome) -> None:
         del call_id, attempt
@@ -149,7 +157,9 @@ class Waiting:
         if not self._missing:
             self.all_there.set()
 
-    def attached(self, router: RouterKey) -> None: ...
+    def attached(self, router: RouterKey) -> None:
+        del router
+        self.is_attached.set()
 
     def left(self, router: RouterKey) -> None: ...
 
@@ -210,3 +220,28 @@ async def test_how_long_its_model_took_is_reported_of_every_tenant(
         ("other", "", "simple", 0),
     }
     assert all(entry.model_micros > 0 for entry in entries)
+
+
+def certificate(folder: Path, authority: Authority) -> ReplyTrustSettings:
+    """A router's certificate, in place of the one that is there."""
+    issued = authority.server()
+    ca, own, key = folder / "ca.crt", folder / "tls.crt", folder / "tls.key"
+    for path, content in ((ca, authority.pem), (own, issued.chain), (key, issued.key)):
+        path.write_bytes(content)
+    return ReplyTrustSettings(tls_ca_file=ca, tls_certificate_file=own, tls_key_file=key)
+
+
+async def test_a_renewed_certificate_is_shown_to_gateways_while_the_router_runs(
+    kafka: KafkaSettings, pool: str, secret: Path, tmp_path: Path
+) -> None:
+    before, after = Authority(), Authority()
+    gateway = Waiting(1)
+    async with routing(kafka, "127.0.0.1:1", pool, secret, trust=certificate(tmp_path, before)) as router:
+        theirs = certificate(tmp_path, after)
+        hub = GrpcAnswerHub(incarnation=7, pool=pool, trust=Trust(theirs), max_message_bytes=1 << 20, events=gateway)
+        address = f"127.0.0.1:{hub.bind('127.0.0.1', 0)}"
+        async with hub, asyncio.timeout(SECONDS):
+            # Announced again and again, as a gateway is: one that is silent and can't be reached is given up.
+            while not gateway.is_attached.is_set():
+                router._links.gateway_announced(address, 7)
+                await asyncio.sleep(0.1)  # the pace of announcing

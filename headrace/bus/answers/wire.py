@@ -3,13 +3,13 @@
 import asyncio
 import hmac
 from collections.abc import Awaitable, Callable, Iterable
-from pathlib import Path
 
 import grpc
 
 from headrace.bus.protocols import Failure, Outcome
 from headrace.bus.settings import ReplyTrustSettings
 from headrace.bus.v1.reply_pb2 import AdminResult, Answer, ModelServerStatus
+from headrace.runtime.certificates import OwnCertificate
 from headrace.runtime.settings import read_secret
 
 ATTACH_METHOD = "/headrace.bus.v1.ReplyService/Attach"
@@ -75,7 +75,9 @@ class Trust:
     """How the two ends prove to each other who they are: certificates, a shared secret, or both."""
 
     def __init__(self, settings: ReplyTrustSettings) -> None:
+        """Raises SettingsError where the certificates are not usable."""
         self._settings = settings
+        self._certificate = _certificate(settings)
         self._secret = None if settings.secret_file is None else read_secret(settings.secret_file).encode()
 
     def metadata(self) -> tuple[tuple[str, str | bytes], ...]:
@@ -94,23 +96,27 @@ class Trust:
         """Whether this end may talk to that address without TLS."""
         return self._settings.mutual_tls or loopback or self._settings.allow_secret_without_tls
 
+    @property
+    def certificate(self) -> OwnCertificate | None:
+        """This end's, where there is TLS."""
+        return self._certificate
+
+    async def keep(self) -> None:
+        """Take certificates that are renewed, until cancelled; return at once where there are none."""
+        if self._certificate is not None:
+            await self._certificate.keep()
+
     def server_credentials(self) -> grpc.ServerCredentials | None:
         """For the gateway's port; None for a plain one."""
-        files = self._files()
-        if files is None:
-            return None
-        authority, certificate, key = files
-        return grpc.ssl_server_credentials([(key, certificate)], authority, require_client_auth=True)
+        return None if self._certificate is None else self._certificate.server_credentials()
 
     def channel_credentials(self) -> grpc.ChannelCredentials | None:
-        """For the router's channels; None for plain ones."""
-        files = self._files()
-        if files is None:
-            return None
-        authority, certificate, key = files
-        return grpc.ssl_channel_credentials(authority, key, certificate)
+        """For a channel of the router's that is about to be opened; None for a plain one."""
+        return None if self._certificate is None else self._certificate.channel_credentials()
 
-    def _files(self) -> tuple[bytes, bytes, bytes] | None:
-        paths = (self._settings.tls_ca_file, self._settings.tls_certificate_file, self._settings.tls_key_file)
-        contents = [path.read_bytes() for path in paths if isinstance(path, Path)]
-        return (contents[0], contents[1], contents[2]) if len(contents) == len(paths) else None
+
+def _certificate(settings: ReplyTrustSettings) -> OwnCertificate | None:
+    certificate, key, authorities = settings.tls_certificate_file, settings.tls_key_file, settings.tls_ca_file
+    if certificate is None or key is None or authorities is None:
+        return None
+    return OwnCertificate(certificate, key, authorities, what="certificate of the reply channel")

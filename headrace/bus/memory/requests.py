@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Self
 
 from headrace.bus.protocols import (
@@ -12,6 +12,7 @@ from headrace.bus.protocols import (
     PublishFailed,
     Record,
     RecordTooLargeError,
+    SeenEnd,
     TopicPartition,
 )
 
@@ -158,6 +159,15 @@ class MemoryConsumer:
     def lag(self) -> Mapping[TopicPartition, int]:
         """See RequestConsumer.lag."""
         return {place: len(self._log.records[place]) - self._positions[place] for place in self.owned}
+
+    @property
+    def unread(self) -> Mapping[TopicPartition, Sequence[SeenEnd]]:
+        """See RequestConsumer.unread."""
+        told = {}
+        for place in self.owned:
+            if records := self._log.records[place][self._positions[place] :]:
+                told[place] = [SeenEnd(record.timestamp_millis / 1000, record.offset + 1) for record in records]
+        return told
 
     def subscribe(self, topics: Collection[str]) -> None:
         """See RequestConsumer.subscribe."""

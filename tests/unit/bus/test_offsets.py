@@ -42,6 +42,10 @@ class WatermarkAgainstItsAccount(RuleBasedStateMachine):
         return finished[-1] + 1 if finished else None
 
     @invariant()
+    def knows_how_far_was_read(self) -> None:
+        assert self.watermark.read_to == (self.fetched[-1] + 1 if self.fetched else None)
+
+    @invariant()
     def keeps_no_more_than_what_is_fetched_and_not_behind_it(self) -> None:
         assert len(self.watermark._open) <= len(self.fetched)
         assert len(self.watermark._done) < max(len(self.watermark._open), 1)

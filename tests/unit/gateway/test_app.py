@@ -2,7 +2,8 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from gateway.delivery import TAKE_OVER_SECONDS
 from gateway.errors import RouterLost
 from gateway.failures import Failures
 from gateway.infer import METHOD as MODEL_INFER
+from gateway.metrics import instruments
 from gateway.registry import ROUTER_SILENCE_SECONDS
 from gateway.settings import (
     AdminSettings,
@@ -29,14 +31,18 @@ from gateway.settings import (
     IdentitySettings,
     ReplySettings,
 )
+from gateway.tally import Tally
 from headrace.bus.answers.links import GrpcAnswerLinks, LinkTerms
 from headrace.bus.answers.whereabouts import Whereabouts
 from headrace.bus.answers.wire import Trust
 from headrace.bus.protocols import Link, Outcome, RouterKey, TopicPartition
 from headrace.bus.settings import KafkaSettings, ReplyTrustSettings
 from headrace.bus.v1.announcement_pb2 import ROUTER_STATE_LEAVING
+from headrace.runtime.certificates import OwnCertificate
+from headrace.runtime.telemetry import Gauges, LoopLag, Samples
 from tests.parts import missing
 from tests.unit.gateway.announcing import GATEWAY, POOL, description, heartbeat, own_heartbeat
+from tests.unit.gateway.certifying import Authority, dns
 
 A, B = RouterKey("a", 1), RouterKey("b", 2)
 LOOPBACK, KEY = "127.0.0.1", "let-me-in"
@@ -44,16 +50,24 @@ PATIENCE_SECONDS = 10.0
 WAIT_SECONDS = 30.0
 
 
-def settings(folder: Path, host: str = LOOPBACK, grace_seconds: float = 60.0, attempts: int = 3) -> GatewaySettings:
+def settings(
+    folder: Path,
+    host: str = LOOPBACK,
+    grace_seconds: float = 60.0,
+    attempts: int = 3,
+    *,
+    port: GrpcSettings | None = None,
+    trust: ReplyTrustSettings | None = None,
+) -> GatewaySettings:
     secret, key = folder / "secret", folder / "key"
     secret.write_text("shared")
     key.write_text(KEY)
     return GatewaySettings(
         kafka=KafkaSettings(bootstrap_servers="127.0.0.1:1"),
-        reply_trust=ReplyTrustSettings(secret_file=secret),
+        reply_trust=trust or ReplyTrustSettings(secret_file=secret),
         gateway=GatewaySection(
             id=GATEWAY,
-            grpc=GrpcSettings(host=host, port=0),
+            grpc=port or GrpcSettings(host=host, port=0),
             reply=ReplySettings(host=host, port=0),
             admin=AdminSettings(host=host, port=0),
             identity=IdentitySettings(development_key_file=key),
@@ -340,3 +354,74 @@ async def test_a_gateway_listens_on_ipv6(tmp_path: Path) -> None:
 
     async with started(settings(tmp_path, host="::1")) as gateway:
         assert gateway._reply_address.startswith("[::1]:")
+
+
+# Certificates that are renewed.
+
+
+def certificate(folder: Path, authority: Authority) -> tuple[Path, Path, Path]:
+    """Authorities, certificate and key, in place of those that are there."""
+    folder.mkdir(exist_ok=True)
+    issued = authority.server()
+    files = (folder / "ca.crt", folder / "tls.crt", folder / "tls.key")
+    for path, content in zip(files, (authority.pem, issued.chain, issued.key), strict=True):
+        path.write_bytes(content)
+    return files
+
+
+async def test_renewed_certificates_of_both_ports_are_taken_while_the_gateway_runs(tmp_path: Path) -> None:
+    """Also while it waits for the broker."""
+    before, after = Authority(), Authority()
+    ca, own, key = certificate(tmp_path / "grpc", before)
+    port = GrpcSettings(host=LOOPBACK, port=0, tls_certificate_file=own, tls_key_file=key, tls_client_ca_file=ca)
+    ca, own, key = certificate(tmp_path / "reply", before)
+    trust = ReplyTrustSettings(tls_ca_file=ca, tls_certificate_file=own, tls_key_file=key)
+
+    async def taken(gateway: Gateway, authority: Authority) -> list[bool]:
+        """Whether callers and routers with a certificate of that authority, who believe it, come in."""
+        shown = authority.issue(dns("whoever.example"))
+        credentials = grpc.ssl_channel_credentials(authority.pem, shown.key, shown.chain)
+        told = []
+        for address in (f"{LOOPBACK}:{gateway._port}", gateway._reply_address):
+            async with grpc.aio.secure_channel(address, credentials) as channel:
+                try:
+                    await asked(channel, "/nowhere")
+                except grpc.aio.AioRpcError as error:
+                    told.append(error.code() is not grpc.StatusCode.UNAVAILABLE)
+        return told
+
+    async with started(settings(tmp_path, port=port, trust=trust)) as gateway:
+        assert await taken(gateway, before) == [True, True]
+
+        for name in ("grpc", "reply"):
+            certificate(tmp_path / name, after)
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while await taken(gateway, after) != [True, True]:
+                pass  # each question takes its time: there is nothing to spin on
+
+        assert await taken(gateway, before) == [False, False]
+
+
+async def test_until_when_certificates_hold_is_told_where_there_are_any(gateway: Gateway, tmp_path: Path) -> None:
+    name = "headrace_gateway_certificate_expiration_timestamp_seconds"
+    files = certificate(tmp_path / "tls", Authority())
+    own = OwnCertificate(files[1], files[2], None, what="certificate")
+
+    def told(certificates: Mapping[str, OwnCertificate | None]) -> Samples:
+        measured = instruments(
+            gateway._registry,
+            gateway._calls,
+            Tally(),
+            gateway.access,
+            republished={},
+            cancelled=lambda: 0,
+            certificates=certificates,
+            lag=LoopLag(),
+        )
+        [gauge] = [each for each in measured if each.name == name]
+        assert isinstance(gauge, Gauges)
+        return list(gauge._read())
+
+    assert told({"grpc": own, "reply": None}) == [(("grpc",), own.current.ends)]
+    assert own.current.ends > time.time()
+    assert told(gateway._certificates) == []

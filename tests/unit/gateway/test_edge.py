@@ -137,7 +137,7 @@ async def opened(asked_first: WhoCalls | None = None, traces: CallTraces | None 
         traces=traces,
     )
     server = edge_server(LIMIT, [handlers, Fallback()])
-    port = open_port(server, GrpcSettings(host="127.0.0.1", port=0))
+    port = open_port(server, GrpcSettings(host="127.0.0.1", port=0), None)
     await server.start()
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -397,9 +397,9 @@ async def test_grpc_unpacks_nothing(edge: Edge, compression: grpc.Compression) -
 
 async def test_a_port_in_use_is_told_with_its_address() -> None:
     first, second = edge_server(LIMIT, []), edge_server(LIMIT, [])
-    port = open_port(first, GrpcSettings(host="127.0.0.1", port=0))
+    port = open_port(first, GrpcSettings(host="127.0.0.1", port=0), None)
     try:
         with pytest.raises(Unstartable, match=rf"127\.0\.0\.1:{port} .*in use"):
-            open_port(second, GrpcSettings(host="127.0.0.1", port=port))
+            open_port(second, GrpcSettings(host="127.0.0.1", port=port), None)
     finally:
         await asyncio.gather(first.stop(None), second.stop(None))

@@ -179,6 +179,19 @@ def test_the_users_own_id_wins_where_one_process_takes_it(
     assert "mine" not in _ids(elsewhere, secrets)
 
 
+def test_a_stack_comes_up_where_triton_has_no_model_ready(
+    elsewhere: UpOptions, secrets: plan.Secrets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An empty Triton that is attached, or broken models, are mended while it runs; unless the user wants to wait."""
+
+    def routers() -> set[bool]:
+        return {each.router.ready_without_models for each in _settings(elsewhere, secrets) if hasattr(each, "router")}
+
+    assert routers() == {True}
+    monkeypatch.setenv("HEADRACE_ROUTER__READY_WITHOUT_MODELS", "false")
+    assert routers() == {False}
+
+
 def test_the_users_own_reply_secret_wins(
     elsewhere: UpOptions, secrets: plan.Secrets, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

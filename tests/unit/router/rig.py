@@ -1,6 +1,7 @@
 """An intake between the twins of its neighbours: the log in front, the gateways behind, a model server that waits."""
 
 import asyncio
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -100,6 +101,7 @@ class Rig:
         *,
         partitions: int = 2,
         max_waiting_bytes: int = 1 << 20,
+        longest_seconds: float = math.inf,
         topics: Sequence[str] = ("t",),
         traces: RecordTraces | None = None,
     ) -> None:
@@ -113,6 +115,7 @@ class Rig:
         self.intake = Intake(
             triton=self.server,
             max_waiting_bytes=max_waiting_bytes,
+            longest_seconds=longest_seconds,
             triton_lost=self._look_after_triton,
             used=lambda *used: self.used.append(used),
             traces=traces,

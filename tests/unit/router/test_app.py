@@ -1,4 +1,4 @@
-"""The router as a whole, without a log: what it counts of its calls, and how it ends."""
+"""The router as a whole, without a log: what it counts of its calls, when it is ready, and how it ends."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -8,13 +8,16 @@ import pytest
 
 from headrace.bus.answers.whereabouts import Whereabouts
 from headrace.bus.memory.usage import MemoryUsage
-from headrace.bus.protocols import UsageBatch
+from headrace.bus.protocols import TopicPartition, UsageBatch
 from headrace.bus.settings import KafkaSettings, PoolSettings, ReplyTrustSettings
 from headrace.bus.topics import request_topic
 from headrace.bus.usage import read_reports
+from headrace.bus.v1.announcement_pb2 import ModelVersion
 from headrace.bus.v1.usage_pb2 import UsageReport
+from headrace.runtime.admin_http import Readiness
 from router import app
 from router.app import Router
+from router.inventory import LoadedModel
 from router.settings import RouterSection, RouterSettings, TritonSettings
 
 SECONDS = 10.0
@@ -22,13 +25,19 @@ SECONDS = 10.0
 
 @pytest.fixture
 async def router(tmp_path: Path) -> Router:
-    secret = tmp_path / "secret"
+    return a_router(tmp_path)
+
+
+def a_router(folder: Path, *, ready_without_models: bool = False) -> Router:
+    secret = folder / "secret"
     secret.write_text("shared")
     settings = RouterSettings(
         kafka=KafkaSettings(bootstrap_servers="127.0.0.1:1"),
         pool=PoolSettings(name="canary"),
         reply_trust=ReplyTrustSettings(secret_file=secret),
-        router=RouterSection(id="r", triton=TritonSettings(address="127.0.0.1:1")),
+        router=RouterSection(
+            id="r", triton=TritonSettings(address="127.0.0.1:1"), ready_without_models=ready_without_models
+        ),
     )
     return Router(settings, Whereabouts(["127.0.0.1"]))
 
@@ -73,3 +82,64 @@ async def test_a_log_that_takes_no_usage_does_not_hold_up_the_end(
         await router._last_usage(StuckLog() if stuck else away)
 
     assert [getattr(record, "event", "") for record in caplog.records] == ["usage_lost"]
+
+
+# Readiness: what a rolling upgrade goes by.
+
+
+def loaded(*states: str) -> LoadedModel:
+    """A model whose versions are so."""
+    return LoadedModel("t", [ModelVersion(version=str(number), state=state) for number, state in enumerate(states)])
+
+
+async def test_a_router_that_serves_nothing_is_not_ready(router: Router) -> None:
+    """Triton says that it is ready whatever became of its models: a pod without any is not one that serves."""
+    router._caught_up.set()
+    router._inventory.ready = True
+    router.assigned([TopicPartition("t", 0)])
+    assert router._readiness() == Readiness(ready=False, text="Triton has no model ready")
+
+    router._inventory.models = {"broken": loaded("UNAVAILABLE")}
+    assert router._readiness() == Readiness(ready=False, text="Triton has no model ready")
+
+    router._inventory.models["simple"] = loaded("UNAVAILABLE", "READY")
+    assert router._readiness() == Readiness(ready=True, text="ready")
+
+    router._inventory.models["simple"] = loaded("UNAVAILABLE", "UNAVAILABLE")
+    assert router._readiness() == Readiness(ready=False, text="Triton has no model ready"), "it was unloaded"
+
+
+async def test_a_pool_that_starts_empty_may_be_ready_without_models(tmp_path: Path) -> None:
+    router = a_router(tmp_path, ready_without_models=True)
+    router._caught_up.set()
+    assert router._readiness().text == "Triton does not answer, or is not ready"
+
+    router._inventory.ready = True
+    assert router._readiness() == Readiness(ready=True, text="ready")
+
+    router._inventory.models = {"simple": loaded("READY")}
+    assert not router._readiness().ready, "now it has what to wait for"
+
+
+async def test_a_router_is_ready_once_the_group_has_given_it_its_share_be_it_none(router: Router) -> None:
+    """In a rollout at the most replicas there is one router more than partitions: it must not hold the rollout up."""
+    router._caught_up.set()
+    router._inventory.ready = True
+    router._inventory.models = {"simple": loaded("READY")}
+    assert router._readiness().text == "the group has not given this router its partitions yet"
+
+    router.assigned([])
+
+    assert router._readiness() == Readiness(ready=True, text="ready")
+
+
+async def test_a_router_that_leaves_or_knows_no_broker_is_not_ready(router: Router) -> None:
+    router._inventory.ready = True
+    router._inventory.models = {"simple": loaded("READY")}
+    router.assigned([])
+    assert router._readiness().text == "the broker does not answer yet"
+
+    router._caught_up.set()
+    router._description.leaving = True
+
+    assert router._readiness() == Readiness(ready=False, text="leaving")

@@ -8,7 +8,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from headrace.bus.answers.whereabouts import Whereabouts
-from headrace.bus.protocols import TopicPartition
+from headrace.bus.protocols import SeenEnd, TopicPartition
 from headrace.bus.settings import KafkaSettings, ReplyTrustSettings
 from headrace.bus.topics import request_topic
 from headrace.runtime.telemetry import FORGET_SECONDS, MOST_NAMES, LoopLag, Telemetry
@@ -107,6 +107,81 @@ async def test_the_oldest_wait_is_that_of_what_may_still_begin(rig: Rig, router:
 
     assert router["waiting"]["simple"] == 1
     assert router["oldest_wait_seconds"]["simple"] == 0
+
+
+def aged(rig: Rig, place: TopicPartition, offset: int, seconds: float) -> None:
+    """Make a record older than it is."""
+    rig.log.records[place][offset].timestamp_millis -= round(seconds * 1000)
+
+
+async def test_what_is_not_fetched_waits_too(rig: Rig, router: Scraped) -> None:
+    """Paused for want of room, with nothing of it here: the queue is all in the log."""
+    rig.consumer.pause(SIMPLE)
+    for number in range(4):
+        place, offset = rig.publish(b"%d" % number, topic=SIMPLE)
+        aged(rig, place, offset, 60 - number)
+    await settle()
+    assert router["waiting"]["simple"] == 0
+
+    assert 59 < router["oldest_wait_seconds"]["simple"] < 70
+
+
+async def test_what_is_fetched_may_be_younger_than_what_is_not(rig: Rig, router: Scraped) -> None:
+    """Of two partitions of a model one may be read, and the other one older."""
+    for number in range(8):
+        place, offset = rig.publish(b"%d" % number, topic=SIMPLE, partition=0)
+        aged(rig, place, offset, 5)
+    place, offset = rig.publish(b"old", topic=SIMPLE, partition=1)
+    aged(rig, place, offset, 60)
+    await settle()
+    assert {each.record.place.partition for each in rig.intake.lanes[SIMPLE].waiting} == {0}
+
+    assert 59 < router["oldest_wait_seconds"]["simple"] < 70
+
+
+async def test_what_is_read_since_the_log_was_looked_at_does_not_wait(rig: Rig) -> None:
+    place, offset = rig.publish(b"a", topic=ODD)
+    aged(rig, place, offset, 60)
+    seen = rig.consumer.unread
+    await settle()
+    assert rig.server.begun
+
+    assert place in seen
+    assert rig.intake.oldest_waits(seen) == {SIMPLE: 0, ODD: 0}
+
+
+async def test_another_routers_records_do_not_wait_here(rig: Rig) -> None:
+    elsewhere = {TopicPartition(SIMPLE, 7): [SeenEnd(0.0, 1)]}
+
+    assert rig.intake.oldest_waits(elsewhere)[SIMPLE] == 0
+
+
+async def test_what_expired_in_the_log_does_not_wait_for_ever(rig: Rig, router: Scraped) -> None:
+    """Nobody knows before it is read; but no call of this model has waited for more than half a minute here."""
+    rig.publish(b"a", topic=SIMPLE, seconds=30)
+    await settle()
+    rig.consumer.pause(SIMPLE)
+    for age in (50, 40, 31, 20):
+        place, offset = rig.publish(b"%d" % age, topic=SIMPLE)
+        aged(rig, place, offset, age)
+
+    assert 19 < router["oldest_wait_seconds"]["simple"] < 25
+
+    aged(rig, place, offset, 20)
+    assert router["oldest_wait_seconds"]["simple"] == 0
+
+
+async def test_where_none_has_come_the_log_keeps_calls_for_as_long_as_it_keeps_anything(rigged: MakeRig) -> None:
+    rig = rigged(topics=(SIMPLE,), longest_seconds=3600)
+    await rig.start({SIMPLE: 1})
+    rig.consumer.pause(SIMPLE)
+    place, offset = rig.publish(b"a", topic=SIMPLE)
+    aged(rig, place, offset, 3590)
+    assert rig.intake.oldest_waits(rig.consumer.unread)[SIMPLE] > 3580
+
+    aged(rig, place, offset, 20)
+
+    assert rig.intake.oldest_waits(rig.consumer.unread)[SIMPLE] == 0
 
 
 async def test_what_waits_for_its_gateway_is_old_too(rig: Rig, router: Scraped) -> None:

@@ -127,7 +127,7 @@ async def served() -> AsyncIterator[Rest]:
         full=full.is_set,
     )
     server = edge_server(LIMIT, [handlers])
-    port = open_port(server, GrpcSettings(host="127.0.0.1", port=0))
+    port = open_port(server, GrpcSettings(host="127.0.0.1", port=0), None)
     await server.start()
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
