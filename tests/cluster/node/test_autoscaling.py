@@ -41,14 +41,20 @@ def metrics(node: Node, headrace: Headrace) -> Iterator[None]:
     scraping = yaml.safe_load((ROOT / "deploy" / "monitoring" / "prometheus-pods.yaml").read_text())
     scraping["global"]["scrape_interval"] = "5s"
     del scraping["rule_files"]
+    (pods,) = scraping["scrape_configs"]
+    assert pods.pop("kubernetes_sd_configs") == [{"role": "pod"}]
+    pods["http_sd_configs"] = [{"url": "http://127.0.0.1:8080", "refresh_interval": "5s"}]
     values = yaml.safe_load((ROOT / "deploy/k8s/components/monitoring/prometheus-adapter.yaml").read_text())
     manager = ("--server-side", f"--field-manager={FIELD_MANAGER}")
     monitoring = str(HERE / "monitoring.yaml")
     kubectl.run("apply", *manager, f"--filename={monitoring}")
     kubectl.apply(
         [
-            _map("prometheus", "prometheus.yaml", scraping),
-            _map("prometheus-adapter", "config.yaml", {"rules": values["rules"]["custom"]}),
+            _map(
+                "prometheus",
+                {"prometheus.yaml": json.dumps(scraping), "discovery.py": (HERE / "discovery.py").read_text()},
+            ),
+            _map("prometheus-adapter", {"config.yaml": json.dumps({"rules": values["rules"]["custom"]})}),
         ]
     )
     for name in ("prometheus", "prometheus-adapter"):
@@ -59,8 +65,7 @@ def metrics(node: Node, headrace: Headrace) -> Iterator[None]:
     kubectl.run("delete", f"--filename={monitoring}", "--timeout=120s", seconds=130)
 
 
-def _map(name: str, key: str, content: object) -> Document:
-    data = {key: json.dumps(content)}
+def _map(name: str, data: dict[str, str]) -> Document:
     metadata = {"name": name, "namespace": "monitoring"}
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}
 

@@ -16,11 +16,12 @@ pytestmark = [pytest.mark.usefixtures("redundant"), pytest.mark.timeout(900)]
 
 
 @pytest.fixture
-def cordoned(headrace: Headrace) -> Iterator[None]:
+def cordoned(headrace: Headrace) -> Iterator[list[str]]:
     """Every node of the cluster takes no new pods, so that what is evicted is not replaced."""
-    headrace.kubectl.run("cordon", "--selector=")
-    yield
-    headrace.kubectl.run("uncordon", "--selector=")
+    nodes = [node["metadata"]["name"] for node in headrace.kubectl.items("nodes")]
+    headrace.kubectl.run("cordon", *nodes)
+    yield nodes
+    headrace.kubectl.run("uncordon", *nodes)
 
 
 def evict(headrace: Headrace, pod: str) -> str:
@@ -31,10 +32,9 @@ def evict(headrace: Headrace, pod: str) -> str:
     return "" if done.returncode == 0 else done.stderr
 
 
-@pytest.mark.usefixtures("cordoned")
 @pytest.mark.parametrize("name", [GATEWAY, TRITON])
 def test_the_second_pod_stays_until_the_first_is_replaced_and_no_call_fails(
-    headrace: Headrace, recoveries: Recoveries, name: str
+    headrace: Headrace, recoveries: Recoveries, cordoned: list[str], name: str
 ) -> None:
     first, second = (pod["metadata"] for pod in headrace.pods(name))
     with headrace.load("--model", "slow", "--seconds", "2") as load:
@@ -44,7 +44,7 @@ def test_the_second_pod_stays_until_the_first_is_replaced_and_no_call_fails(
         headrace.await_gone(name, {first["uid"]}, seconds=DRAIN_SECONDS)
         # Gone, and not replaced: still none to spare.
         assert TOO_MANY in evict(headrace, second["name"])
-        headrace.kubectl.run("uncordon", "--selector=")
+        headrace.kubectl.run("uncordon", *cordoned)
         headrace.await_ready(name, 2, seconds=DRAIN_SECONDS)
         assert evict(headrace, second["name"]) == ""
         headrace.await_gone(name, {second["uid"]}, seconds=DRAIN_SECONDS)
