@@ -38,6 +38,7 @@ from headrace.bus.protocols import (
     SeenEnd,
     TopicPartition,
 )
+from headrace.bus.rotation import Rotation
 from headrace.bus.settings import KafkaSettings
 from headrace.bus.topics import ENVELOPE_ROOM_BYTES
 from headrace.bus.turns import Turns, Waiting
@@ -59,6 +60,7 @@ _SMALL_BYTES = 64 << 10  # a call so small waits for no large one, unless it is 
 _CALLBACK_SECONDS = 5.0  # how long the loop may take to let go of partitions
 _COMMIT_SECONDS = 5.0
 _LAG_SECONDS = 5.0  # how old the lag may be: each look at a paused topic holds up the thread for a fetch of the others
+_TURN_SECONDS = 0.1  # how long partitions that were read of late wait for those whose turn it is
 _WAKE_SECONDS = 0.5  # how long a resume may hold up the thread while the broker does not answer
 
 
@@ -256,6 +258,10 @@ class KafkaConsumer:
         self._room_said = threading.Event()
         self._stopping = False
         self._starts: dict[TopicPartition, int] = {}  # where reading began, counted by the thread
+        self._rotation = Rotation()
+        self._withheld: dict[str, set[TopicPartition]] = {}  # not resumed yet: others of the topic go first
+        self._withheld_until = 0.0
+        self._heard: dict[TopicPartition, int] = {}  # where partitions ended when that was last asked
         self._lag: dict[TopicPartition, int] = {}  # replaced whole, by the thread
         self._unread: dict[TopicPartition, tuple[SeenEnd, ...]] = {}  # likewise
         self._lag_due = 0.0
@@ -324,7 +330,7 @@ class KafkaConsumer:
     def pause(self, topic: str) -> None:
         """See RequestConsumer.pause."""
         self._paused.add(topic)
-        self._command(lambda: self._consumer.pause(self._places(topic)))
+        self._command(lambda: self._pause(topic))
 
     def resume(self, topic: str) -> None:
         """See RequestConsumer.resume."""
@@ -392,14 +398,10 @@ class KafkaConsumer:
         self._lag_due = now + _LAG_SECONDS
         ours = list(self._assigned)
         self._starts = {place: self._starts[place] for place in ours if place in self._starts}
-        ends = self._ends(ours)
+        self._rotation.keep(ours)
+        ends = self._heard = self._ends(ours)
         seen_at = time.time()
-        read_to = {}
-        for place in self._consumer.position([RdPartition(*place) for place in ends]):
-            key = TopicPartition(place.topic, place.partition)
-            position = self._starts.get(key, OFFSET_INVALID) if place.offset < 0 else place.offset
-            if min(position, ends[key]) >= 0:
-                read_to[key] = position
+        read_to = self._read_to([RdPartition(*place) for place in ends])
         lag = {place: max(0, ends[place] - position) for place, position in read_to.items()}
         behind = {place for place, records in lag.items() if records}
         came = {place: read_to[place] for place in behind - self._lag.keys()}
@@ -411,17 +413,9 @@ class KafkaConsumer:
 
     def _ends(self, places: list[TopicPartition]) -> dict[TopicPartition, int]:
         """Where partitions end: the client learns it with each fetch; where nothing is fetched, it is asked for."""
-        ends = {}
-        for place in places:
-            with suppress(KafkaException):  # the client has heard nothing of it yet
-                ends[place] = self._consumer.get_watermark_offsets(RdPartition(*place), cached=True)[1]
-        paused = [RdPartition(*place, OFFSET_END) for place in places if place.topic in self._paused]
-        if paused:
-            with suppress(KafkaException):  # the broker is away: what was learnt last stands
-                for end in self._consumer.offsets_for_times(paused, timeout=_WAKE_SECONDS):
-                    if end.error is None and end.offset >= 0:
-                        ends[TopicPartition(end.topic, end.partition)] = end.offset
-        return ends
+        cached = {place: end for place in places if (end := self._cached_end(place)) >= 0}
+        paused = [RdPartition(*place) for place in places if place.topic in self._paused]
+        return cached | (self._ask_ends(paused) if paused else {})
 
     def _ends_at(
         self, places: Collection[TopicPartition], moment: float, *, now: Mapping[TopicPartition, int]
@@ -432,7 +426,7 @@ class KafkaConsumer:
             asked = [RdPartition(*place, round(moment * 1000)) for place in places]
             for end in self._consumer.offsets_for_times(asked, timeout=_WAKE_SECONDS):
                 if end.error is None:
-                    place = TopicPartition(end.topic, end.partition)
+                    place = _key(end)
                     ends[place] = now[place] if end.offset == OFFSET_END else end.offset  # none is younger
         return ends
 
@@ -440,15 +434,65 @@ class KafkaConsumer:
         # Changed only while this thread waits for the loop, in a rebalance.
         return [RdPartition(*place) for place in self._assigned if place.topic == topic]
 
+    def _pause(self, topic: str) -> None:
+        self._withheld.pop(topic, None)
+        self._consumer.pause(self._places(topic))
+
     def _resume(self, topic: str) -> None:
         places = self._places(topic)
-        self._consumer.resume(places)
+        self._withhold(topic, places)
+        self._consumer.resume([each for each in places if _key(each) not in self._withheld.get(topic, ())])
         if places and all(place.topic in self._paused for place in self._assigned if place.topic != topic):
             # Nothing was being fetched, so librdkafka's thread for the broker sleeps, for up to a second: a resume does
-            # not wake it, a request does. Any that goes to the partitions' leader will do; this one costs it least.
-            with suppress(KafkaException):
-                ends = [RdPartition(place.topic, place.partition, OFFSET_END) for place in places]
-                self._consumer.offsets_for_times(ends, timeout=_WAKE_SECONDS)
+            # not wake it, a request does. Any that goes to the partitions' leader will do, and this one is of use.
+            self._heard |= self._ask_ends(places)
+
+    def _withhold(self, topic: str, places: list[RdPartition]) -> None:
+        """Let those go first whose turn it is, where a queue is long: a topic is paused after a few records then.
+
+        librdkafka fetches its partitions in one and the same order each time: the last ones would never be read.
+        """
+        behind = {}
+        for key, position in self._read_to(places).items():
+            end = max(self._cached_end(key), self._heard.get(key, OFFSET_INVALID))
+            if end > position:
+                behind[key] = end - position
+        first = self._rotation.first(behind, self._room[0])
+        if len(first) < len(behind):
+            self._withheld[topic] = {_key(place) for place in places} - set(first)
+            self._withheld_until = time.monotonic() + _TURN_SECONDS
+
+    def _read_to(self, places: Collection[RdPartition]) -> dict[TopicPartition, int]:
+        """The offset of the next record of each, where it is known."""
+        found = {}
+        for place in self._consumer.position([*places]):
+            key = _key(place)
+            position = self._starts.get(key, OFFSET_INVALID) if place.offset < 0 else place.offset
+            if position >= 0:
+                found[key] = position
+        return found
+
+    def _cached_end(self, place: TopicPartition) -> int:
+        """Negative where the client has heard nothing of it yet."""
+        try:
+            end: int = self._consumer.get_watermark_offsets(RdPartition(*place), cached=True)[1]
+        except KafkaException:
+            return OFFSET_INVALID
+        return end
+
+    def _ask_ends(self, places: Collection[RdPartition]) -> dict[TopicPartition, int]:
+        """Where partitions end, by the broker; what it does not tell is left out."""
+        asked = [RdPartition(place.topic, place.partition, OFFSET_END) for place in places]
+        with suppress(KafkaException):  # it is away
+            answers = self._consumer.offsets_for_times(asked, timeout=_WAKE_SECONDS)
+            return {_key(end): end.offset for end in answers if end.error is None and end.offset >= 0}
+        return {}
+
+    def _release(self) -> None:
+        """Those whose turn it was have been heard, or have nothing."""
+        for places in self._withheld.values():
+            self._consumer.resume([RdPartition(*place) for place in places if place in self._assigned])
+        self._withheld.clear()
 
     def _fetch(self, said: int, received: int) -> None:
         room = min(said - (self._handed - received), LARGEST_BATCH)
@@ -459,12 +503,15 @@ class KafkaConsumer:
                 self._room_said.wait(_POLL_SECONDS)
             return
         first = self._consumer.poll(_PAUSED_POLL_SECONDS if self._paused else _POLL_SECONDS)
+        if self._withheld and (first is not None or time.monotonic() > self._withheld_until):
+            self._release()
         if first is None:
             return
         messages = [first, *self._consumer.consume(room - 1, 0)] if room > 1 else [first]
         batch = [record for message in messages if (record := _record(message)) is not None]
         if batch:
             self._handed += len(batch)
+            self._rotation.read(record.place for record in batch)
             self._loop.call_soon_threadsafe(self._hand_over, batch)
 
     def _hand_over(self, batch: list[Record]) -> None:
@@ -484,7 +531,7 @@ class KafkaConsumer:
 
     def _assign(self, consumer: Consumer, places: list[RdPartition]) -> None:
         consumer.incremental_assign(places)
-        ours = [TopicPartition(place.topic, place.partition) for place in places]
+        ours = [_key(place) for place in places]
         # What was measured is of another time.
         self._lag = {place: records for place, records in self._lag.items() if place not in ours}
         self._unread = {place: ends for place, ends in self._unread.items() if place not in ours}
@@ -508,14 +555,15 @@ class KafkaConsumer:
         if starts:
             self._commit(starts, wait=True)
         for place in [*(each for each in committed if each.offset >= 0), *starts]:
-            self._starts[TopicPartition(place.topic, place.partition)] = place.offset
+            self._starts[_key(place)] = place.offset
+        self._lag_due = 0.0  # whose turn it is depends on it
 
     def _revoke(self, consumer: Consumer, places: list[RdPartition]) -> None:
         self._let_go(places)
         consumer.incremental_unassign(places)
 
     def _let_go(self, places: list[RdPartition]) -> None:
-        ours = [TopicPartition(place.topic, place.partition) for place in places]
+        ours = [_key(place) for place in places]
         offsets = self._on_loop(lambda: self._revoked_on_loop(ours)) or {}
         if offsets:
             self._commit([RdPartition(*place, offset) for place, offset in offsets.items()], wait=True)
@@ -528,7 +576,7 @@ class KafkaConsumer:
         # librdkafka also calls those lost that this member gave up itself, where it took a new topic in their place.
         if given_up := [place for place in places if place.topic not in self._subscribed]:
             self._let_go(given_up)
-        if lost := [TopicPartition(each.topic, each.partition) for each in places if each.topic in self._subscribed]:
+        if lost := [_key(each) for each in places if each.topic in self._subscribed]:
             self._on_loop(lambda: self._lost_on_loop(lost))
         consumer.incremental_unassign(places)
 
@@ -552,6 +600,10 @@ class KafkaConsumer:
         except TimeoutError:
             _log.error("the event loop did not answer a rebalance in time", extra={"event": "rebalance_unanswered"})
             return None
+
+
+def _key(place: RdPartition) -> TopicPartition:
+    return TopicPartition(place.topic, place.partition)
 
 
 def _record(message: Message) -> Record | None:

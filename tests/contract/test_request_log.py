@@ -259,6 +259,28 @@ async def test_pausing_and_resuming_loses_nothing_and_doubles_nothing(carrier: L
     assert paused > 5
 
 
+async def test_a_topic_that_is_paused_often_is_read_from_all_its_partitions_in_turn(
+    carrier: LogCarrier, group: str
+) -> None:
+    """Where a queue is long a router pauses after each few records: no partition may wait for the others to end."""
+    topic = await carrier.topic(8)
+    await published(carrier, topic, 800, partitions=8)
+    taker = await carrier.taker(group, [topic], room=None)
+    taker.consumer.set_room(2)
+    await until_fetched(taker, 1)
+
+    for _ in range(40):
+        taker.consumer.pause(topic)
+        await asyncio.sleep(0.02)  # librdkafka throws away what it prefetched
+        taker.consumer.resume(topic)
+        taker.consumer.set_room(2)
+        await until_fetched(taker, fetched(taker) + 1)
+
+    shares = sorted(len(records) for records in taker.records_of.values())
+    assert len(shares) == 8
+    assert shares[-1] <= 2 * shares[0] + 2, shares
+
+
 async def test_a_pause_holds_for_partitions_that_come_later(carrier: LogCarrier, group: str) -> None:
     topic = await carrier.topic(1)
     await published(carrier, topic, 5)

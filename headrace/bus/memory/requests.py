@@ -15,6 +15,7 @@ from headrace.bus.protocols import (
     SeenEnd,
     TopicPartition,
 )
+from headrace.bus.rotation import Rotation
 
 
 class MemoryRequestLog:
@@ -145,6 +146,7 @@ class MemoryConsumer:
         self._events = events
         self._batch = batch
         self._positions: dict[TopicPartition, int] = {}
+        self._rotation = Rotation()
         self._fetch_due = False
 
     async def __aenter__(self) -> Self:
@@ -242,11 +244,12 @@ class MemoryConsumer:
             batch.append(record)
             self._positions[record.place] = record.offset + 1
         if batch:
+            self._rotation.read(record.place for record in batch)
             self.room -= len(batch)
             self._events.records(batch)
             self.fetch_soon()
 
     def _unread(self) -> Iterable[Record]:
-        for place in sorted(self.owned):
+        for place in self._rotation.sort(self.owned):
             if place.topic not in self.paused:
                 yield from self._log.records[place][self._positions[place] :]
