@@ -26,7 +26,7 @@ DEV := .venv/.stamp-dev
 PROTO_IMPORTS := build/protos
 OUR_PROTOS := $(wildcard protos/headrace/bus/v1/*.proto protos/headrace/v1/*.proto)
 
-.PHONY: help setup run test test-cluster coverage check lint types imports protos stubs gen requirements fuzz bench clean
+.PHONY: help setup run test test-cluster test-keda coverage check lint types imports protos stubs gen requirements fuzz bench clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -68,6 +68,12 @@ else
 	@$(BIN)/python -m tests.cluster.images.build build/cluster
 	@tests/cluster/node/enter $(BIN)/python -m pytest tests/cluster/node $(ARGS)
 endif
+
+# Root, Go and Debian's packages as above; KEDA takes minutes more to build the first time.
+test-keda: $(DEV) ## Let KEDA itself scale from no pod to several and back, on the real node
+	@tests/cluster/build/build keda
+	@$(BIN)/python -m tests.cluster.images.build build/cluster --with keda
+	@tests/cluster/node/enter $(BIN)/python -m pytest tests/cluster/keda $(ARGS)
 
 coverage: $(DEV) ## Fail where the quick tests cover less of the code than before
 	@rm -f .coverage .coverage.*

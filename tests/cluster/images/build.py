@@ -3,10 +3,10 @@
 Gateway and router come of the very scripts that their Dockerfiles run (deploy/images), in a root file system of
 Debian's packages. The rest comes of the wheels and jars that `headrace up` runs on: Triton, Kafka, Envoy.
 
-    python -m tests.cluster.images.build build/cluster
+    python -m tests.cluster.images.build build/cluster [--with keda]
 
 needs root (for chroot and mounts), mmdebstrap, and Debian's prometheus. A layer is made again when what it is made of
-changes.
+changes. KEDA's images go into an archive of their own.
 """
 
 import argparse
@@ -211,12 +211,20 @@ def images(shop: Workshop) -> Iterator[Image]:
     yield Image("localhost/prometheus:1", (base, shop.layer(_prometheus())), user="65534")
 
 
-def _program(shop: Workshop, name: str) -> Layer:
-    """One static program, and nothing else."""
+def keda(shop: Workshop) -> Iterator[Image]:
+    """KEDA's operator and metrics adapter, with the names that tests/cluster/keda/operator gives them."""
+    # Where KEDA's manifests look for them, and its images' own user.
+    for name, place in (("keda-operator", "keda"), ("keda-adapter", "keda-adapter")):
+        program = shop.layer(_program(shop, name, place))
+        yield Image(f"localhost/{name}:1", (program,), entrypoint=(f"/{place}",), user="65532:65532")
+
+
+def _program(shop: Workshop, name: str, place: str | None = None) -> Layer:
+    """One static program, and nothing else; in the image by its own name, or by another."""
     program = shop.programs / name
 
     def fill(root: Path) -> None:
-        shutil.copy2(program, root / name)
+        shutil.copy2(program, root / (place or name))
 
     return Layer(name, (program,), fill)
 
@@ -325,23 +333,32 @@ def _tell(line: str) -> None:
     sys.stdout.flush()
 
 
+def _archive(home: Path, name: str, made: list[Image]) -> None:
+    """Pack them, unless they are packed already."""
+    archive, stamp = home / f"{name}.tar", home / f".{name}"
+    state = "\n".join(repr(image) for image in made)
+    if not archive.exists() or not stamp.exists() or stamp.read_text() != state:
+        _tell(f"packing {name} for tests/cluster")
+        write_archive(archive, made)
+        stamp.write_text(state)
+
+
 def main() -> None:
-    """Make what is not there yet, and the archive of all of it."""
+    """Make what is not there yet, and the archives of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("home", type=Path, help="the folder of what tests/cluster/build/build made")
-    home: Path = parser.parse_args().home.absolute()
+    parser.add_argument("--with", choices=("keda",), dest="besides", help="what is made besides")
+    options = parser.parse_args()
+    home: Path = options.home.absolute()
     if os.geteuid() != 0:
         raise SystemExit("making images without a container engine takes root, for chroot and mounts")
     for program in ("mmdebstrap", "chroot", "mount", "tar"):
         if shutil.which(program) is None:
             raise SystemExit(f"{program} is missing: apt-get install --no-install-recommends mmdebstrap")
-    made = list(images(Workshop(home)))
-    archive, stamp = home / "images.tar", home / ".images"
-    state = "\n".join(repr(image) for image in made)
-    if not archive.exists() or not stamp.exists() or stamp.read_text() != state:
-        _tell("packing images for tests/cluster")
-        write_archive(archive, made)
-        stamp.write_text(state)
+    shop = Workshop(home)
+    _archive(home, "images", list(images(shop)))
+    if options.besides == "keda":
+        _archive(home, "images-keda", list(keda(shop)))
 
 
 if __name__ == "__main__":
