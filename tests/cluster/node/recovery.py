@@ -22,6 +22,7 @@ class Recovery:
             f"{len(self.report.answered)}",
             f"{len(self.report.errors)}",
             f"{self.report.silence(self.since):.1f} s",
+            f"{self.report.slowest:.1f} s",
         )
         return f"| {' | '.join(cells)} |"
 
@@ -39,5 +40,8 @@ class Recoveries:
         """Lines of Markdown; none where nothing was broken."""
         if not self.seen:
             return []
-        head = ["| fault | answered | errors | longest time without an answer |", "| --- | --- | --- | --- |"]
+        head = [
+            "| fault | answered | errors | longest time without an answer | slowest call |",
+            "| --- | --- | --- | --- | --- |",
+        ]
         return ["", *head, *(recovery.row for recovery in self.seen)]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.acceptance.eventually import eventually
 from tests.cluster.kubectl import FIELD_MANAGER, Document, Kubectl
-from tests.cluster.node.deployed.load import Load, load
+from tests.cluster.node.deployed.load import Load, LoadAlone, load
 
 HERE = Path(__file__).parent
 NAMESPACE = "headrace"
@@ -31,8 +31,8 @@ class Part:
 PARTS = {
     part.container: part
     for part in (
-        Part(GATEWAY, "gateway", "headrace gateway"),
-        Part(TRITON, "router", "headrace router"),
+        Part(GATEWAY, "gateway", "-m gateway"),
+        Part(TRITON, "router", "-m router"),
         Part(TRITON, "triton", "tritonserver"),
         Part(KAFKA, "kafka", "kafka.Kafka"),
     )
@@ -45,9 +45,9 @@ class Headrace:
     def __init__(self, kubectl: Kubectl) -> None:
         self.kubectl = kubectl
 
-    def deploy(self, *, seconds: float) -> None:
+    def deploy(self, folder: Path = HERE, *, seconds: float) -> None:
         """Apply it, as its README says, and wait until all of it is ready."""
-        words = ("apply", "--server-side", f"--field-manager={FIELD_MANAGER}", "--kustomize", str(HERE))
+        words = ("apply", "--server-side", f"--field-manager={FIELD_MANAGER}", "--kustomize", str(folder))
         self.kubectl.run(*words)
         for name in DEPLOYMENTS:
             self.await_rollout(name, seconds=seconds)
@@ -71,6 +71,10 @@ class Headrace:
         """Stock clients call through the Service within the block."""
         with load(self.kubectl, NAMESPACE, "--url", ADDRESS, *options, wait=wait) as running:
             yield running
+
+    def load_alone(self) -> "LoadAlone":
+        """The same without a connection to the caller meanwhile, until `stop`; some call has succeeded already."""
+        return LoadAlone(self.call, ADDRESS)
 
     def scale(self, name: str, replicas: int, *, seconds: float = 180.0) -> None:
         """So many pods, all of them ready."""

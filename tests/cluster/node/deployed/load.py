@@ -3,10 +3,11 @@
 import itertools
 import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from tests.acceptance.eventually import eventually
 from tests.cluster.kubectl import Kubectl
 
 READY_SECONDS = 120.0
@@ -27,7 +28,19 @@ class Report:
     """What the caller saw; times in seconds since the epoch."""
 
     answered: tuple[float, ...]
+    slowest: float
+    """How long the longest call took that was answered."""
     errors: tuple[Failure, ...]
+
+    @classmethod
+    def read(cls, out: str) -> "Report":
+        """What a caller printed."""
+        told = json.loads(out.splitlines()[-1])
+        return cls(
+            answered=tuple(sorted(at for at, _ in told["answered"])),
+            slowest=max((took for _, took in told["answered"]), default=0.0),
+            errors=tuple(Failure(**error) for error in told["errors"]),
+        )
 
     def silence(self, since: float) -> float:
         """The longest time without an answer that ended after `since`, in seconds."""
@@ -51,9 +64,38 @@ class Load:
         if self._report is None:
             out, err = self._process.communicate(timeout=LAST_CALL_SECONDS)
             assert self._process.returncode == 0, f"the caller ended: {err[-2000:]}"
-            told = json.loads(out.splitlines()[-1])
-            self._report = Report(tuple(sorted(told["answered"])), tuple(Failure(**error) for error in told["errors"]))
+            self._report = Report.read(out)
         return self._report
+
+
+class LoadAlone:
+    """Callers that read from a pipe in the pod, whose end ends them, and write into a file there."""
+
+    def __init__(self, call: Callable[..., str], url: str) -> None:
+        self._call = call
+        program = f"python3 /caller/caller.py --url {url}"
+        self._shell(
+            "rm -f /tmp/end /tmp/out; mkfifo /tmp/end;"
+            f" setsid sh -c '{program} < /tmp/end > /tmp/out 2>&1' > /dev/null 2>&1 &"
+            # Held open until `stop`.
+            " setsid sh -c 'exec 3> /tmp/end; echo $$ > /tmp/holder; exec sleep infinity' > /dev/null 2>&1 &"
+        )
+        eventually(
+            lambda: "ready" in self._shell("cat /tmp/out || true"), seconds=READY_SECONDS, what="a call succeeded"
+        )
+
+    def stop(self) -> Report:
+        """No new calls; returns once the last one has ended."""
+        self._shell("kill $(cat /tmp/holder)")
+        done = eventually(
+            lambda: next((out for out in [self._shell("cat /tmp/out")] if out.endswith("}\n")), None),
+            seconds=LAST_CALL_SECONDS,
+            what="the callers have ended",
+        )
+        return Report.read(done)
+
+    def _shell(self, script: str) -> str:
+        return self._call("sh", "-c", script)
 
 
 @contextmanager
