@@ -90,6 +90,7 @@ class Router:
             changed=self._inventory_changed.set,
         )
         self._triton_lost = asyncio.Event()
+        self._given_up = False
         self._given_back = asyncio.Event()
         self._usage = UsageMeter(f"router/{self._pool}/{self.key.id}/{self.key.incarnation:016x}")
         self._models: dict[str, str] = {}
@@ -317,16 +318,32 @@ class Router:
     async def _follow_inventory(self) -> None:
         was_ready = False
         while True:
-            await self._inventory_changed.wait()
+            waits = self._intake.has_partitions and not self._inventory.ready
+            try:
+                async with asyncio.timeout(self._settings.router.triton.away_seconds if waits else None):
+                    await self._inventory_changed.wait()
+            except TimeoutError:
+                self._give_up_partitions()
+                continue
             self._inventory_changed.clear()
             if not self._inventory.ready:
                 self._intake.hold()
             elif not self._description.leaving:
+                self._given_up = False
                 self._intake.release()
             if self._inventory.ready != was_ready:
                 was_ready = self._inventory.ready
                 self._beacon.beat_soon()
             self._request_topics.want({model.topic: model.ready for model in self._inventory.models.values()})
+            self._serve()
+
+    def _give_up_partitions(self) -> None:
+        """What waits in them may be run by others; until Triton is there, nobody else could."""
+        if not self._given_up:
+            self._given_up = True
+            seconds = self._settings.router.triton.away_seconds
+            extra = {"event": "partitions_given_up", "seconds": seconds}
+            _log.warning("Triton has been away for %g s: others get this router's partitions", seconds, extra=extra)
             self._serve()
 
     async def _look_after_losses(self) -> None:
@@ -347,7 +364,7 @@ class Router:
         }
         if not self._description.leaving:
             self._intake.set_windows(served)
-            self.consumer.subscribe(served)
+            self.consumer.subscribe(() if self._given_up else served)
         self._describe()
 
     async def _restore(self) -> None:

@@ -17,6 +17,9 @@ class TritonSettings(Section):
     """How often the router asks what is loaded and how often it ran."""
     call_seconds: Annotated[float, Field(gt=0)] = 5.0
     """How long such a question may take."""
+    away_seconds: Annotated[float, Field(gt=0)] = 20.0
+    """A Triton that does not answer for so long is not coming back at once, as one does that is started again: the
+    router gives its partitions to others until it does."""
 
 
 class WindowSettings(Section):

@@ -28,7 +28,7 @@ async def router(tmp_path: Path) -> Router:
     return a_router(tmp_path)
 
 
-def a_router(folder: Path, *, ready_without_models: bool = False) -> Router:
+def a_router(folder: Path, *, ready_without_models: bool = False, away_seconds: float = 20.0) -> Router:
     secret = folder / "secret"
     secret.write_text("shared")
     settings = RouterSettings(
@@ -36,7 +36,9 @@ def a_router(folder: Path, *, ready_without_models: bool = False) -> Router:
         pool=PoolSettings(name="canary"),
         reply_trust=ReplyTrustSettings(secret_file=secret),
         router=RouterSection(
-            id="r", triton=TritonSettings(address="127.0.0.1:1"), ready_without_models=ready_without_models
+            id="r",
+            triton=TritonSettings(address="127.0.0.1:1", away_seconds=away_seconds),
+            ready_without_models=ready_without_models,
         ),
     )
     return Router(settings, Whereabouts(["127.0.0.1"]))
@@ -131,6 +133,35 @@ async def test_a_router_is_ready_once_the_group_has_given_it_its_share_be_it_non
     router.assigned([])
 
     assert router._readiness() == Readiness(ready=True, text="ready")
+
+
+async def test_partitions_are_given_up_while_triton_is_away_for_long_and_wanted_again_when_it_is_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    router = a_router(tmp_path, away_seconds=0.01)
+    place = TopicPartition(request_topic("canary", "interactive", "simple"), 0)
+    router._request_topics.counts = {place.topic: 1}
+    router._inventory.models = {"simple": LoadedModel(place.topic, [ModelVersion(version="1", state="READY")])}
+    subscribed: asyncio.Queue[list[str]] = asyncio.Queue()
+    router._intake.connect(router.consumer, router._links)
+    monkeypatch.setattr(router.consumer, "subscribe", lambda topics: subscribed.put_nowait([*topics]))
+
+    def triton(*, ready: bool) -> None:
+        router._inventory.ready = ready
+        router._inventory_changed.set()
+
+    following = asyncio.create_task(router._follow_inventory())
+    async with asyncio.timeout(SECONDS):
+        triton(ready=True)
+        assert await subscribed.get() == [place.topic]
+        router.assigned([place])
+        triton(ready=False)
+        assert await subscribed.get() == [place.topic], "a restart is soon over"
+        assert await subscribed.get() == []
+        triton(ready=True)
+        assert await subscribed.get() == [place.topic]
+    following.cancel()
+    await asyncio.wait([following])
 
 
 async def test_a_router_that_leaves_or_knows_no_broker_is_not_ready(router: Router) -> None:
