@@ -341,6 +341,7 @@ class Router:
         """What waits in them may be run by others; until Triton is there, nobody else could."""
         if not self._given_up:
             self._given_up = True
+            self._joined = False
             seconds = self._settings.router.triton.away_seconds
             extra = {"event": "partitions_given_up", "seconds": seconds}
             _log.warning("Triton has been away for %g s: others get this router's partitions", seconds, extra=extra)

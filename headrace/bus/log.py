@@ -409,7 +409,10 @@ class KafkaConsumer:
         self._unread = {
             place: seen_again(known.get(place, ()), SeenEnd(seen_at, ends[place]), read_to[place]) for place in behind
         }
-        self._lag = lag
+        # What the broker did not tell in time stands as it was told last.
+        silent = self._lag.keys() & set(ours) - read_to.keys()
+        self._unread |= {place: tuple(known[place]) for place in silent if place in known}
+        self._lag = lag | {place: self._lag[place] for place in silent}
 
     def _ends(self, places: list[TopicPartition]) -> dict[TopicPartition, int]:
         """Where partitions end: the client learns it with each fetch; where nothing is fetched, it is asked for."""

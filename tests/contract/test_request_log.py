@@ -440,6 +440,8 @@ async def test_a_commit_for_a_partition_of_another_has_no_effect(carrier: LogCar
     await other.until(lambda: bool(other.owned))
     await taker.until(lambda: bool(taker.owned))
 
+    await committed_soon(carrier, group, theirs, {0: 0})
+
     taker.consumer.commit({TopicPartition(theirs, 0): 7, TopicPartition(ours, 0): 5})
 
     await committed_soon(carrier, group, ours, {0: 5})

@@ -83,6 +83,7 @@ class Workshop:
         """Gateway or router, by the steps of its Dockerfile."""
         scripts = ROOT / "deploy" / "images"
         inputs = (
+            self.base(),
             *(ROOT / source for source in SOURCES),
             ROOT / "requirements" / "runtime.txt",
             ROOT / "requirements" / "build.txt",
@@ -93,7 +94,8 @@ class Workshop:
 
     def packages(self, name: str, requirements: Path, fill: Callable[[Path], None]) -> Path:
         """A layer of wheels, and of what `fill` makes of them."""
-        inputs = (HERE / name, HERE / "build.py", requirements)
+        # Its own folder, and for Kafka which jars.
+        inputs = (HERE / name, HERE / "build.py", ROOT / "headrace" / "local" / f"{name}_jars.txt", requirements)
         return self.layer(Layer(name, tuple(path for path in inputs if path.exists()), fill))
 
     def fetch(self, *lists: Path) -> None:
@@ -177,7 +179,7 @@ class Mounts:
 
 
 def images(shop: Workshop) -> Iterator[Image]:
-    """Every image, with the names that tests/cluster/node/kustomization.yaml gives them."""
+    """Every image, with the names that tests/cluster/node/deployed/kustomization.yaml gives them."""
     base = shop.base()
     yield Image("localhost/pause:1", (shop.layer(_program(shop, "pause")),), entrypoint=("/pause",))
     yield Image("localhost/coredns:1", (shop.layer(_program(shop, "coredns")),), entrypoint=("/coredns",))

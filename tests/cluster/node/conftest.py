@@ -15,7 +15,7 @@ import pytest
 from tests.cluster.conftest import PROGRAMS, ROOT, RUN
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.kubectl import Kubectl
-from tests.cluster.node.deployed.headrace import GATEWAY, TRITON, Headrace
+from tests.cluster.node.deployed.headrace import GATEWAY, NAMESPACE, TRITON, Headrace
 from tests.cluster.node.machine import ADDRESS, Machine
 from tests.cluster.node.recovery import Recoveries
 from tests.parts import missing
@@ -65,6 +65,8 @@ def node(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def headrace(node: Node) -> Iterator[Headrace]:
     """The local overlay, deployed and serving."""
     deployed = Headrace(node.kubectl)
+    # It is overwritten, and deleted afterwards.
+    assert not deployed.exists(), f"the cluster has a namespace {NAMESPACE} already: take one that you can throw away"
     deployed.deploy(seconds=DEPLOY_SECONDS)
     yield deployed
     if node.machine is None:

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.acceptance.eventually import eventually
 from tests.cluster.kubectl import FIELD_MANAGER
 from tests.cluster.node.conftest import Node
 from tests.cluster.node.deployed.headrace import ENVOY, GATEWAY, KAFKA, NAMESPACE, TRITON, Headrace
-from tests.cluster.node.policies import enforced
+from tests.cluster.node.policies import ENFORCED_SECONDS, enforced
 
 COMPONENT = Path(__file__).parents[3] / "deploy" / "k8s" / "components" / "network-policies"
 KNOCK = """
@@ -61,14 +62,24 @@ def doors(headrace: Headrace, caller: str = "caller") -> dict[str, set[int]]:
     return {name: {port for port in ports if f"{addresses[name]}:{port}" in found} for name, ports in PORTS.items()}
 
 
+def await_doors(headrace: Headrace, expected: dict[str, set[int]]) -> None:
+    """Until they stand so: the enforcer looks now and then."""
+
+    def stand() -> bool:
+        found = doors(headrace)
+        assert found == expected
+        return True
+
+    eventually(stand, seconds=ENFORCED_SECONDS, what="the doors stand as the policies say")
+
+
 def test_a_stranger_reaches_envoy_alone(headrace: Headrace) -> None:
-    # The caller's image may ask no DNS either: addresses are given.
-    assert doors(headrace) == {GATEWAY: set(), TRITON: set(), ENVOY: {8000}, KAFKA: set()}
+    await_doors(headrace, {GATEWAY: set(), TRITON: set(), ENVOY: {8000}, KAFKA: set()})
 
 
 @pytest.mark.usefixtures("may_call")
 def test_callers_of_a_labelled_namespace_reach_the_gateways_port(headrace: Headrace) -> None:
-    assert doors(headrace) == {GATEWAY: {8001}, TRITON: set(), ENVOY: {8000}, KAFKA: set()}
+    await_doors(headrace, {GATEWAY: {8001}, TRITON: set(), ENVOY: {8000}, KAFKA: set()})
 
 
 @pytest.mark.usefixtures("may_call")

@@ -53,6 +53,10 @@ class Headrace:
             self.await_rollout(name, seconds=seconds)
         self.run("wait", "--for=condition=Ready", "pod/caller", "--timeout=60s", seconds=70)
 
+    def exists(self) -> bool:
+        """Whether the cluster has the namespace."""
+        return self.kubectl.attempt("get", "namespace", NAMESPACE).returncode == 0
+
     def remove(self) -> None:
         """Returns once nothing of it is left: pods that drain take their time."""
         self.kubectl.run("delete", "namespace", NAMESPACE, "--timeout=600s", seconds=610)
