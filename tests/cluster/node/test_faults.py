@@ -40,6 +40,8 @@ def test_a_process_that_is_killed_is_started_again(
         os.kill(machine.process(pod, part.program), signal.SIGKILL)
         headrace.await_restart(pod, name, seconds=RECOVERY_SECONDS)
         ready = time.time()
+        with headrace.load("--calls", "4") as later:
+            assert later.stop().errors == ()
         report = load.stop()
     recoveries.add(f"{name} killed; started again and ready after {ready - began:.0f} s", report, began)
     assert report.after(began)

@@ -43,9 +43,9 @@ class Report:
         )
 
     def silence(self, since: float) -> float:
-        """The longest time without an answer that ended after `since`, in seconds."""
-        pairs = itertools.pairwise(sorted(self.answered))
-        return max((after - before for before, after in pairs if after >= since), default=float("inf"))
+        """The longest time without an answer that ended after `since`, in seconds; endless where none came later."""
+        pairs = itertools.pairwise(sorted([*self.answered, since]))
+        return max((after - before for before, after in pairs if after > since), default=float("inf"))
 
     def after(self, since: float) -> int:
         """How many answers came later than that."""
