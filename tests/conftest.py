@@ -3,6 +3,11 @@
 import os
 
 import pytest
+from hypothesis import settings
+
+# An example that takes long on a busy machine is no failure; one that hangs meets pytest's timeout.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 pytest_plugins = [  # the last one imports from the others, which pytest must load first
     "tests.integration.broker_fixture",
