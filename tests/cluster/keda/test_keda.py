@@ -38,7 +38,7 @@ DEPLOYMENT = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/{TRITON}"
 PODS = f"/api/v1/namespaces/{NAMESPACE}/pods?labelSelector=" + quote(f"app.kubernetes.io/name={TRITON}")
 EXTERNAL = f"/apis/external.metrics.k8s.io/v1beta1/namespaces/{NAMESPACE}"
 OF_THE_POOL = "?labelSelector=" + quote(f"scaledobject.keda.sh/name={TRITON}")
-TRIGGERS = ("lag", "oldest-wait", "unowned", "running")
+TRIGGERS = ("lag", "oldest-wait", "unowned", "running", "answered")
 PATIENT = f"""\
 import time
 import caller
