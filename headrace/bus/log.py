@@ -60,7 +60,7 @@ _SMALL_BYTES = 64 << 10  # a call so small waits for no large one, unless it is 
 _CALLBACK_SECONDS = 5.0  # how long the loop may take to let go of partitions
 _COMMIT_SECONDS = 5.0
 _LAG_SECONDS = 5.0  # how old the lag may be: each look at a paused topic holds up the thread for a fetch of the others
-_TURN_SECONDS = 0.1  # how long partitions that were read of late wait for those whose turn it is
+_TURN_SECONDS = 1.0  # how long partitions that were read of late wait for those whose turn it is, on a slow broker
 _WAKE_SECONDS = 0.5  # how long a resume may hold up the thread while the broker does not answer
 
 

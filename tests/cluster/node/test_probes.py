@@ -39,6 +39,8 @@ def test_what_hangs_is_started_again(node: Node, headrace: Headrace, recoveries:
         os.kill(machine.process(pod, part.program), signal.SIGSTOP)
         headrace.await_restart(pod, name, seconds=LIVENESS_SECONDS)
         took = time.time() - began
+        with headrace.load("--calls", "4") as later:
+            assert later.stop().errors == ()
         report = load.stop()
     recoveries.add(f"{name} hangs; started again and ready after {took:.0f} s", report, began)
     assert report.after(began)
