@@ -41,6 +41,14 @@ EMPTY: Mapping[str, str] = {
     "tenant: Quotas left": "no tenant of the stack has a quota",
     "tenant: Ten nearest to a quota's end": "no tenant of the stack has a quota",
     'HeadraceGatewayDown: absent(up{job="headrace-gateway"})': "the gateway is there",
+    **dict.fromkeys(
+        (
+            "HeadraceCertificateExpiring: min by (pool, instance, port)"
+            f" (headrace_{process}_certificate_expiration_timestamp_seconds) - time() < 14 * 86400"
+            for process in ("gateway", "router")
+        ),
+        "a local stack has no certificates",
+    ),
 }
 """Queries that may give nothing here, and why."""
 
