@@ -9,6 +9,8 @@ from google.protobuf.message import DecodeError
 from headrace.bus.v1.envelope_pb2 import Envelope, Method
 
 SCHEMA_VERSION = 1
+ENVELOPE_HEADER = "headrace-envelope"
+"""The header of a record that carries it."""
 
 
 class EnvelopeError(ValueError):

@@ -18,7 +18,7 @@ import router.settings as router
 from gateway.errors import leaves
 from headrace.bus.announcements import gateway_key, model_key, repository_key, router_key, statistics_key
 from headrace.bus.control import Topics
-from headrace.bus.log import ENVELOPE_HEADER
+from headrace.bus.envelope import ENVELOPE_HEADER
 from headrace.bus.settings import KafkaSettings, TopicSettings
 from headrace.bus.topics import ANNOUNCEMENTS_TOPIC, MAX_TOPIC_LENGTH, USAGE_TOPIC, consumer_group, request_topic
 from headrace.bus.v1.announcement_pb2 import Announcement

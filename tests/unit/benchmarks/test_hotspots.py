@@ -10,7 +10,7 @@ from benchmarks.hotspots import Profile, place
     [
         ("/x/lib/python3.11/site-packages/grpc/aio/_call.py", "grpc"),
         ("/home/me/headrace/gateway/infer.py", "gateway.infer"),
-        ("/home/me/headrace/headrace/bus/log.py", "headrace.bus.log"),
+        ("/home/me/headrace/headrace/bus/rotation.py", "headrace.bus.rotation"),
         ("gateway/infer.py", "gateway.infer"),
         ("/usr/lib/python3.11/asyncio/events.py", "asyncio.events"),
         ("libc.so.6", "libc.so.6"),
