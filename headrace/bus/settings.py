@@ -10,6 +10,8 @@ from headrace.runtime.tls import check_authority, check_certificate
 PoolName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
 """A pool's name: a DNS label, so that it is a legal part of a topic name as it is."""
 
+GroupProtocol = Literal["classic", "consumer"]
+
 MEBIBYTE = 1 << 20
 
 
@@ -27,6 +29,10 @@ class KafkaSettings(Section):
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
     sasl_username: str | None = None
     sasl_password_file: ReadableFile | None = None
+    group_protocol: GroupProtocol = "classic"
+    """How the routers of a pool share its partitions. `classic` works with every broker, and evens out what a router
+    has of all models in sum. `consumer` gives each router its share of each model; it needs Kafka 4, and
+    `group.consumer.session.timeout.ms` and `group.consumer.heartbeat.interval.ms` of a few seconds at the brokers."""
 
     @model_validator(mode="after")
     def _complete(self) -> Self:

@@ -171,6 +171,11 @@ def properties(data: Path, *, port: int, controller_port: int, sasl: Sasl | None
         "share.coordinator.state.topic.min.isr": "1",
         "share.coordinator.state.topic.num.partitions": "1",
         "group.initial.rebalance.delay.ms": "0",
+        # A killed router's partitions move within 6 s, a new one's come within 1 s; by default it is 45 and 5.
+        "group.consumer.min.session.timeout.ms": "6000",
+        "group.consumer.session.timeout.ms": "6000",
+        "group.consumer.min.heartbeat.interval.ms": "1000",
+        "group.consumer.heartbeat.interval.ms": "1000",
         # After a kill the controller lets the broker in again only when its last session has run out: 9 s by default.
         "broker.session.timeout.ms": "3000",
         "broker.heartbeat.interval.ms": "500",

@@ -268,6 +268,8 @@ def router_component(plan: Plan, spec: RouterSpec, secrets: Secrets, *, cwd: Pat
         # A Triton that is attached and empty, or whose models are all broken, is mended while the stack runs.
         "ROUTER__READY_WITHOUT_MODELS": "true",
     }
+    if plan.broker is not None:
+        tunable["KAFKA__GROUP_PROTOCOL"] = "consumer"
     (tunable if len(plan.routers) == 1 else settings)["ROUTER__ID"] = spec.id
     program = _process("router", spec.name, settings | _shared(plan, secrets), tunable, cwd)
     health = Probe(kind="http", host=LOOPBACK, port=spec.admin_port, path="/readyz")

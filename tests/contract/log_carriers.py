@@ -11,7 +11,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from headrace.bus.log import KafkaConsumer, KafkaPublisher
 from headrace.bus.memory.requests import MemoryConsumer, MemoryPublisher, MemoryRequestLog
 from headrace.bus.protocols import LogError, Record, RequestConsumer, RequestPublisher, TopicPartition
-from headrace.bus.settings import KafkaSettings
+from headrace.bus.settings import GroupProtocol, KafkaSettings
 from headrace.bus.turns import Turns
 
 PATIENCE_SECONDS = 20.0
@@ -168,9 +168,9 @@ class MemoryCarrier:
 class KafkaCarrier:
     """Apache Kafka."""
 
-    def __init__(self, owned: AsyncExitStack, address: str) -> None:
+    def __init__(self, owned: AsyncExitStack, address: str, group_protocol: GroupProtocol = "consumer") -> None:
         self._owned = owned
-        self.kafka = KafkaSettings(bootstrap_servers=address)
+        self.kafka = KafkaSettings(bootstrap_servers=address, group_protocol=group_protocol)
         self._consumers: dict[int, KafkaConsumer] = {}
         self._grown = Grown()
 

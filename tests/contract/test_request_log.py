@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 import pytest
 
 from headrace.bus.protocols import LogUnavailableError, Record, RecordTooLargeError, SeenEnd, TopicPartition
+from headrace.bus.settings import GroupProtocol
 from tests.contract.log_carriers import MAX_MESSAGE_BYTES, Failures, KafkaCarrier, LogCarrier, MemoryCarrier, Taker
 
 A_WHILE_SECONDS = 0.4
@@ -17,13 +18,17 @@ ONE_LOOK_SECONDS = 8.0
 """Long enough for the log to be looked at once more, on a busy machine."""
 
 
-@pytest.fixture(params=["memory", "kafka"])
+def carrier_of(name: str, request: pytest.FixtureRequest, owned: AsyncExitStack) -> LogCarrier:
+    if name == "memory":
+        return MemoryCarrier(owned)
+    protocol: GroupProtocol = "classic" if name == "kafka-classic" else "consumer"
+    return KafkaCarrier(owned, request.getfixturevalue("broker"), protocol)
+
+
+@pytest.fixture(params=["memory", "kafka", "kafka-classic"])
 async def carrier(request: pytest.FixtureRequest) -> AsyncIterator[LogCarrier]:
     async with AsyncExitStack() as owned:
-        if request.param == "memory":
-            yield MemoryCarrier(owned)
-        else:
-            yield KafkaCarrier(owned, request.getfixturevalue("broker"))
+        yield carrier_of(request.param, request, owned)
 
 
 @pytest.fixture
@@ -469,6 +474,26 @@ async def test_a_member_that_joins_takes_its_share_and_the_rest_stays(carrier: L
     # What the first one returned when it let go is where the second one began: nothing twice, nothing left out.
     assert sorted(first.ids + second.ids) == [b"%06d" % number for number in range(800)]
     assert first.trespassers == second.trespassers == []
+
+
+@pytest.mark.parametrize("carrier", ["memory", "kafka"], indirect=True)
+async def test_members_share_each_topic_not_their_sum(carrier: LogCarrier, group: str) -> None:
+    """Each model gets its part of every router, whoever came first; the classic protocol promises less."""
+    topics = [await carrier.topic(4) for _ in range(3)]
+    first = await carrier.taker(group, topics)
+    await first.until(lambda: len(first.owned) == 12)
+    takers = [first, await carrier.taker(group, topics)]
+
+    def shared(share: int) -> bool:
+        return all(sum(place.topic == topic for place in taker.owned) == share for taker in takers for topic in topics)
+
+    await first.until(lambda: shared(2))
+    takers += [await carrier.taker(group, topics), await carrier.taker(group, topics)]
+    await first.until(lambda: shared(1))
+    for taker in takers[2:]:
+        await carrier.leave(taker)
+    del takers[2:]
+    await first.until(lambda: shared(2))
 
 
 async def test_nothing_of_a_revoked_partition_is_handed_over_under_traffic(carrier: LogCarrier, group: str) -> None:

@@ -6,14 +6,17 @@ import uuid
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from confluent_kafka import Producer
 
+from headrace.bus.log import KafkaConsumer
 from headrace.bus.protocols import LogUnavailableError, RecordTooLargeError, TopicPartition
+from headrace.bus.settings import GroupProtocol
 from headrace.local import broker as kafka
 from headrace.local.ports import FreePorts
-from tests.contract.log_carriers import PATIENCE_SECONDS, Failures, KafkaCarrier
+from tests.contract.log_carriers import MAX_MESSAGE_BYTES, PATIENCE_SECONDS, Failures, Grown, KafkaCarrier, Taker
 from tests.integration.broker_fixture import started_broker
 
 
@@ -36,16 +39,49 @@ async def test_a_record_that_the_broker_finds_too_large_fails_at_once_and_once(c
     assert time.monotonic() - started < 5
 
 
-async def test_a_member_that_gets_no_partition_is_told_so(carrier: KafkaCarrier) -> None:
+@pytest.mark.parametrize("protocol", get_args(GroupProtocol))
+async def test_members_that_get_no_partition_are_told_so(broker: str, protocol: GroupProtocol) -> None:
     """A router that is one too many is ready all the same."""
-    topic, group = await carrier.topic(1), f"group-{uuid.uuid4().hex}"
-    first = await carrier.taker(group, [topic])
-    await first.until(lambda: bool(first.owned))
+    async with AsyncExitStack() as owned:
+        carrier = KafkaCarrier(owned, broker, protocol)
+        topic, group = await carrier.topic(1), f"group-{uuid.uuid4().hex}"
+        takers = [await carrier.taker(group, [topic]) for _ in range(3)]
 
-    second = await carrier.taker(group, [topic])
-    await second.until(lambda: bool(second.told))
+        await takers[0].until(lambda: all(taker.told for taker in takers))
 
-    assert second.told == [("assigned", frozenset())]
+        assert sum(taker.told[0] == ("assigned", frozenset()) for taker in takers) >= 1
+
+
+async def test_a_protocol_that_the_broker_does_not_know_ends_the_member(
+    broker_install: kafka.BrokerInstall, tmp_path: Path
+) -> None:
+    """The client gives up for good: its owner must hear of it, or it would wait for ever."""
+    ports = FreePorts("127.0.0.1")
+    port = ports.take()
+    kafka.prepare_storage(broker_install, tmp_path, port=port, controller_port=ports.take(), sasl=None)
+    with (tmp_path / "server.properties").open("a") as properties:
+        properties.write("group.coordinator.rebalance.protocols=classic\n")
+    async with AsyncExitStack() as owned:
+        life = started_broker(broker_install, tmp_path, port)
+        await asyncio.to_thread(life.__enter__)
+        owned.callback(life.__exit__, None, None, None)
+        carrier = KafkaCarrier(owned, f"127.0.0.1:{port}")
+        topic = await carrier.topic(1)
+        # Not by the carrier, which would hear of the failure when it ends.
+        member = KafkaConsumer(
+            carrier.kafka,
+            client_id="test",
+            group="g",
+            max_message_bytes=MAX_MESSAGE_BYTES,
+            events=Taker(Grown(), room=1),
+        )
+        await member.__aenter__()
+        member.subscribe([topic])
+        member.set_room(1)
+
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            with pytest.raises(LogUnavailableError, match="into its group"):
+                await member.failed()
 
 
 async def test_a_backlog_that_is_older_than_its_reader_is_told_at_a_quarter_of_its_age(carrier: KafkaCarrier) -> None:

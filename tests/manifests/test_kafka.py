@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from aiokafka.admin import NewTopic
 from headrace.bus.control import Topics
 from headrace.bus.settings import KafkaSettings, TopicSettings
 from headrace.bus.topics import ANNOUNCEMENTS_TOPIC, USAGE_TOPIC, consumer_group, request_topic
+from headrace.local.broker import properties
 from tests.manifests.conftest import Rendered
 
 POOLS = ("default", "canary", "green")
@@ -101,6 +103,27 @@ def test_brokers_take_the_largest_record(rendered: Rendered) -> None:
     local = next(pod for pod in rendered("local").pods if pod.component == "kafka").container("kafka")
     told = {entry["name"]: entry["value"] for entry in local["env"]}
     assert int(told["KAFKA_MESSAGE_MAX_BYTES"]) >= largest
+
+
+def test_brokers_notice_soon_who_is_gone_where_routers_rely_on_it(rendered: Rendered) -> None:
+    """By default 45 s pass before a killed router's partitions are another's, and 5 s before a new one has some."""
+    keys = [f"group.consumer.{each}" for each in ("session.timeout.ms", "heartbeat.interval.ms")]
+    keys += [key.replace("consumer.", "consumer.min.") for key in keys]
+    (kafka,) = rendered("production").of("Kafka")
+    local = next(pod for pod in rendered("local").pods if pod.component == "kafka").container("kafka")
+    of_local = {entry["name"]: entry["value"] for entry in local["env"]}
+    embedded = properties(Path("/d"), port=1, controller_port=2)
+
+    for case in ("local", "staging", "production", "production-spot"):
+        protocols = {
+            each["data"].get("HEADRACE_KAFKA__GROUP_PROTOCOL")
+            for each in rendered(case).of("ConfigMap")
+            if each["metadata"]["name"].startswith("headrace-kafka-")
+        }
+        assert protocols == {"consumer"}, case
+    for key in keys:
+        assert str(kafka["spec"]["kafka"]["config"][key]) == embedded[key], key
+        assert of_local["KAFKA_" + key.upper().replace(".", "_")] == embedded[key], key
 
 
 def _texts(config: dict[str, Any]) -> dict[str, str]:

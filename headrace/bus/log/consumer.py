@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -10,15 +11,15 @@ from contextlib import suppress
 from functools import partial
 from typing import Self, TypeVar, cast
 
-from confluent_kafka import OFFSET_END, OFFSET_INVALID, Consumer, KafkaException, Message
+from confluent_kafka import OFFSET_END, OFFSET_INVALID, Consumer, KafkaError, KafkaException, Message
 from confluent_kafka import TopicPartition as RdPartition
 
 from headrace.bus.backlog import seen_again, seen_before
 from headrace.bus.envelope import ENVELOPE_HEADER
 from headrace.bus.log.client import client_config
-from headrace.bus.protocols import IntakeEvents, Record, SeenEnd, TopicPartition
+from headrace.bus.protocols import IntakeEvents, LogUnavailableError, Record, SeenEnd, TopicPartition
 from headrace.bus.rotation import Rotation
-from headrace.bus.settings import KafkaSettings
+from headrace.bus.settings import GroupProtocol, KafkaSettings
 from headrace.bus.topics import ENVELOPE_ROOM_BYTES
 
 _log = logging.getLogger(__name__)
@@ -26,11 +27,23 @@ _T = TypeVar("_T")
 _LARGEST_BATCH = 500
 _POLL_SECONDS = 0.1  # how late a new subscription or a stop may be noticed on a silent topic
 _PAUSED_POLL_SECONDS = 0.005  # how late a resume may be noticed, and a pause on a silent topic
+_NONE_SECONDS = 10.0  # after so long without a partition there is none: twice as long as brokers let one wait for some
+_LEAVE_SECONDS = 5.0  # how long leaving may wait for a broker that is away; its client does for 45 s
 _CALLBACK_SECONDS = 5.0  # how long the loop may take to let go of partitions
 _COMMIT_SECONDS = 5.0
 _LAG_SECONDS = 5.0  # how old the lag may be: each look at a paused topic holds up the thread for a fetch of the others
 _TURN_SECONDS = 1.0  # how long partitions that were read of late wait for those whose turn it is, on a slow broker
 _WAKE_SECONDS = 0.5  # how long a resume may hold up the thread while the broker does not answer
+_MEMBERSHIP: dict[GroupProtocol, dict[str, str | int]] = {
+    "classic": {
+        "partition.assignment.strategy": "cooperative-sticky",
+        "session.timeout.ms": 6000,
+        "heartbeat.interval.ms": 1000,
+    },
+    # How soon it is noticed that a member is gone is the brokers' affair: `group.consumer.session.timeout.ms`.
+    "consumer": {"group.protocol": "consumer", "group.remote.assignor": "range"},
+}
+"""How members share partitions, and why: `docs/adr/0023`."""
 
 
 class KafkaConsumer:
@@ -68,27 +81,29 @@ class KafkaConsumer:
         self._lag: dict[TopicPartition, int] = {}  # replaced whole, by the thread
         self._unread: dict[TopicPartition, tuple[SeenEnd, ...]] = {}  # likewise
         self._lag_due = 0.0
-        self._config = client_config(kafka, client_id) | {
-            "group.id": group,
-            "auto.offset.reset": "earliest",
-            "enable.auto.commit": False,
-            "enable.auto.offset.store": False,
-            "partition.assignment.strategy": "cooperative-sticky",
-            "session.timeout.ms": 6000,
-            "heartbeat.interval.ms": 1000,
-            "check.crcs": False,
-            "fetch.min.bytes": 1,
-            # A resumed topic is fetched when the poll that is under way for the others ends: this long at worst.
-            "fetch.wait.max.ms": 50,
-            "fetch.queue.backoff.ms": 1,
-            "fetch.error.backoff.ms": 50,
-            "topic.metadata.refresh.interval.ms": 30_000,
-            "topic.metadata.refresh.fast.interval.ms": 100,
-            "fetch.message.max.bytes": max_message_bytes + ENVELOPE_ROOM_BYTES,
-            "fetch.max.bytes": max(max_message_bytes + ENVELOPE_ROOM_BYTES, 52_428_800),
-            "receive.message.max.bytes": 2 * max(max_message_bytes + ENVELOPE_ROOM_BYTES, 52_428_800),
-            "queued.max.messages.kbytes": 65_536,
-        }
+        self._none_at = math.inf
+        self._config = (
+            client_config(kafka, client_id)
+            | _MEMBERSHIP[kafka.group_protocol]
+            | {
+                "group.id": group,
+                "auto.offset.reset": "earliest",
+                "enable.auto.commit": False,
+                "enable.auto.offset.store": False,
+                "check.crcs": False,
+                "fetch.min.bytes": 1,
+                # A resumed topic is fetched when the poll that is under way for the others ends: this long at worst.
+                "fetch.wait.max.ms": 50,
+                "fetch.queue.backoff.ms": 1,
+                "fetch.error.backoff.ms": 50,
+                "topic.metadata.refresh.interval.ms": 30_000,
+                "topic.metadata.refresh.fast.interval.ms": 100,
+                "fetch.message.max.bytes": max_message_bytes + ENVELOPE_ROOM_BYTES,
+                "fetch.max.bytes": max(max_message_bytes + ENVELOPE_ROOM_BYTES, 52_428_800),
+                "receive.message.max.bytes": 2 * max(max_message_bytes + ENVELOPE_ROOM_BYTES, 52_428_800),
+                "queued.max.messages.kbytes": 65_536,
+            }
+        )
 
     async def __aenter__(self) -> Self:
         self._consumer = Consumer(self._config, logger=_log)
@@ -98,10 +113,12 @@ class KafkaConsumer:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Leave the group, after a last `revoked` for what this member owns."""
+        """Leave the group, after a last `revoked` for what this member owns; without a word where no broker answers."""
         self._stopping = True
         self._room_said.set()
-        await asyncio.shield(self._done)
+        with suppress(TimeoutError):  # the broker is away, and sees by itself that this member is gone
+            async with asyncio.timeout(_LEAVE_SECONDS):
+                await asyncio.shield(self._done)
 
     async def failed(self) -> None:
         """Raise when the consumer can't go on; whoever waits may stop waiting."""
@@ -123,6 +140,7 @@ class KafkaConsumer:
 
         def change() -> None:
             self._subscribed = frozenset(wanted)
+            self._none_at = time.monotonic() + _NONE_SECONDS if wanted and not self._assigned else math.inf
             if wanted:
                 self._consumer.subscribe(wanted, on_assign=self._assign, on_revoke=self._revoke, on_lost=self._lose)
             else:
@@ -169,11 +187,13 @@ class KafkaConsumer:
                 said, received = self._room  # before the commands: what was paused ahead of it is obeyed ahead of it
                 self._obey()
                 self._measure()
+                self._tell_of_none()
                 self._fetch(said, received)
             self._consumer.close()
         except Exception as exc:  # noqa: BLE001  the thread's boundary: the owner of `failed` ends the process
             failure = exc
-        self._loop.call_soon_threadsafe(self._finish, failure)
+        with suppress(RuntimeError):  # the loop has ended: leaving took longer than anybody waited
+            self._loop.call_soon_threadsafe(self._finish, failure)
 
     def _finish(self, failure: Exception | None) -> None:
         if self._done.done():
@@ -192,6 +212,12 @@ class KafkaConsumer:
             except KafkaException as exc:
                 extra = {"event": "log_command_failed", "why": str(exc.args[0])}
                 _log.warning("the broker refused a command: %s", exc.args[0], extra=extra)
+
+    def _tell_of_none(self) -> None:
+        """Say that this member is one too many: the classic protocol says so itself, the other one says nothing."""
+        if time.monotonic() > self._none_at:
+            self._none_at = math.inf
+            self._on_loop(lambda: self._events.assigned(()))
 
     def _measure(self) -> None:
         """See how far the log goes on, once in a while."""
@@ -337,6 +363,7 @@ class KafkaConsumer:
 
     def _assign(self, consumer: Consumer, places: list[RdPartition]) -> None:
         consumer.incremental_assign(places)
+        self._none_at = math.inf
         ours = [_key(place) for place in places]
         # What was measured is of another time.
         self._lag = {place: records for place, records in self._lag.items() if place not in ours}
@@ -414,6 +441,9 @@ def _key(place: RdPartition) -> TopicPartition:
 
 def _record(message: Message) -> Record | None:
     error = message.error()
+    if error is not None and error.code() == KafkaError._FATAL:  # noqa: SLF001  librdkafka's local codes are spelled so
+        # The client does nothing any more, and says so only here.
+        raise LogUnavailableError(f"the broker does not let this router into its group: {error.str()}")
     if error is not None:
         # A partition's trouble (its leader moves, its topic is gone) passes or ends in a rebalance.
         extra = {
