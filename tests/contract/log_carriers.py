@@ -16,6 +16,7 @@ from headrace.bus.turns import Turns
 
 PATIENCE_SECONDS = 20.0
 MAX_MESSAGE_BYTES = 1 << 20
+LOOK_SECONDS = 0.5
 
 
 class Grown:
@@ -201,7 +202,12 @@ class KafkaCarrier:
     async def taker(self, group: str, topics: Collection[str], *, room: int | None = 500) -> Taker:
         taker = Taker(self._grown, room=room)
         taker.consumer = consumer = KafkaConsumer(
-            self.kafka, client_id="test", group=group, max_message_bytes=MAX_MESSAGE_BYTES, events=taker
+            self.kafka,
+            client_id="test",
+            group=group,
+            max_message_bytes=MAX_MESSAGE_BYTES,
+            events=taker,
+            look_seconds=LOOK_SECONDS,
         )
         await consumer.__aenter__()
         self._consumers[id(taker)] = consumer

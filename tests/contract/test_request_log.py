@@ -14,7 +14,7 @@ from tests.contract.log_carriers import MAX_MESSAGE_BYTES, Failures, KafkaCarrie
 
 A_WHILE_SECONDS = 0.4
 """Long enough for what must not come to come, if it did."""
-ONE_LOOK_SECONDS = 8.0
+ONE_LOOK_SECONDS = 3.0
 """Long enough for the log to be looked at once more, on a busy machine."""
 
 

@@ -31,7 +31,6 @@ _NONE_SECONDS = 10.0  # after so long without a partition there is none: twice a
 _LEAVE_SECONDS = 5.0  # how long leaving may wait for a broker that is away; its client does for 45 s
 _CALLBACK_SECONDS = 5.0  # how long the loop may take to let go of partitions
 _COMMIT_SECONDS = 5.0
-_LAG_SECONDS = 5.0  # how old the lag may be: each look at a paused topic holds up the thread for a fetch of the others
 _TURN_SECONDS = 1.0  # how long partitions that were read of late wait for those whose turn it is, on a slow broker
 _WAKE_SECONDS = 0.5  # how long a resume may hold up the thread while the broker does not answer
 _MEMBERSHIP: dict[GroupProtocol, dict[str, str | int]] = {
@@ -61,7 +60,13 @@ class KafkaConsumer:
         group: str,
         max_message_bytes: int,
         events: IntakeEvents,
+        look_seconds: float = 5.0,
     ) -> None:
+        """`look_seconds` is how old the lag may be.
+
+        Each look at a paused topic holds up the thread for a fetch of the others.
+        """
+        self._look_seconds = look_seconds
         self._events = events
         self._commands: list[Callable[[], None]] = []
         self._commands_lock = threading.Lock()
@@ -224,7 +229,7 @@ class KafkaConsumer:
         now = time.monotonic()
         if now < self._lag_due:
             return
-        self._lag_due = now + _LAG_SECONDS
+        self._lag_due = now + self._look_seconds
         ours = list(self._assigned)
         self._starts = {place: self._starts[place] for place in ours if place in self._starts}
         self._rotation.keep(ours)
