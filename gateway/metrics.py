@@ -39,7 +39,7 @@ def instruments(
     *,
     republished: Mapping[str, int],
     cancelled: Callable[[], int],
-    certificates: Mapping[str, OwnCertificate | None] = {},
+    certificates: Mapping[str, OwnCertificate | None],
     lag: LoopLag,
     clock: Callable[[], float] = time.monotonic,
 ) -> list[Instrument]:

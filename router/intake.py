@@ -6,7 +6,6 @@ the log. What is fetched and not begun goes back to the log by not being committ
 
 import asyncio
 import logging
-import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -73,15 +72,16 @@ class Intake:
         *,
         triton: RunsCalls,
         max_waiting_bytes: int,
-        longest_seconds: float = math.inf,
-        triton_lost: Callable[[], None] = lambda: None,
-        used: Used = lambda *_: None,
+        longest_seconds: float,
+        triton_lost: Callable[[], None],
+        used: Used,
         traces: RecordTraces | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`triton_lost` is told that a call did not reach the model server; `release` is awaited from then on.
 
-        No call waits for longer than `longest_seconds`, as far as is known before any has come.
+        No call waits for longer than `longest_seconds`: all that is known before any has come, and why what came
+        longer ago says nothing of those that wait.
         """
         self._triton_lost = triton_lost
         self._loop = asyncio.get_running_loop()  # asked once: on Python 3.11 each question is a system call
@@ -147,7 +147,7 @@ class Intake:
         """For how many seconds the oldest record of each topic has waited that may still begin; 0 where none waits.
 
         Fetched ones say it themselves; for what is not fetched yet see RequestConsumer.unread. Whether that has expired
-        is not known before it is read: it counts for as long as a call of its topic may wait.
+        is not known before it is read: it counts for as long as a call of its topic may wait, by those of late.
         """
         now = time.time()
         since = dict.fromkeys(self._lanes, now)
@@ -247,7 +247,7 @@ class Intake:
                 continue
             if record.timestamp_millis:
                 longest = envelope.expire_time_unix_micros / 1e6 - record.timestamp_millis / 1e3
-                lane.longest_seconds = max(lane.longest_seconds, longest)
+                lane.may_wait(longest, self._clock(), self._longest_seconds)
             lane.waiting.append(Waiting(record, envelope, lane))
             self._waiting_bytes += len(record.payload)
             touched.add(lane)

@@ -76,7 +76,7 @@ def instruments(
     consumer: RequestConsumer,
     *,
     pool: str,
-    certificate: OwnCertificate | None = None,
+    certificate: OwnCertificate | None,
     lag: LoopLag,
     announcements_age: Callable[[], float],
     clock: Callable[[], float] = time.monotonic,

@@ -1,5 +1,6 @@
 """How many calls of a model run at once, and who waits for a slot."""
 
+import math
 from collections import deque
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -61,10 +62,21 @@ class Lane:
         self.paused = False
         self.usual_seconds = 0.0
         """How long a call is with the model server, of late."""
-        self.longest_seconds = 0.0
-        """From when a call was published to its deadline: the longest of any that came."""
         self.held = False
         """Whether nothing may begin now, so that a free slot gives no room."""
+        self._longest = self._longest_before = 0.0
+        self._longest_since = -math.inf
+
+    def may_wait(self, seconds: float, now: float, memory_seconds: float) -> None:
+        """A call came whose deadline is so long after it was published; forgotten in one to two `memory_seconds`."""
+        if now - self._longest_since > memory_seconds:  # by the calls that come: while none does, the last ones stand
+            self._longest_before, self._longest, self._longest_since = self._longest, 0.0, now
+        self._longest = max(self._longest, seconds)
+
+    @property
+    def longest_seconds(self) -> float:
+        """From when a call was published to its deadline: the longest of late, 0 where none came."""
+        return max(self._longest_before, self._longest)
 
     def took(self, seconds: float) -> None:
         """A call was answered after so long at the model server."""

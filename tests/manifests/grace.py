@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import gateway.app
 import router.app
 from gateway.settings import GatewaySettings
-from headrace.bus import log
+from headrace.bus.log import consumer
 from headrace.runtime import admin_http, tracing
 from router.settings import RouterSettings
 from tests.manifests.effective import processes, settings_of
@@ -48,7 +48,7 @@ def router_seconds(pod: Pod, settings: RouterSettings) -> float:
         + flush  # partitions given back
         + settings.router.drain_grace_seconds
         + flush  # answers acknowledged
-        + log._COMMIT_SECONDS
+        + consumer._LEAVE_SECONDS  # the last commit, and out of the group
         + flush  # goodbye and the last usage, together
         + tracing.FLUSH_SECONDS
         + admin_http._SHUTDOWN_SECONDS

@@ -23,6 +23,10 @@ RESTRICTED_VOLUMES = frozenset(
 PROBED_PATHS = {"gateway": ("/livez", "/readyz"), "router": ("/livez", "/readyz"), "aggregator": ("/livez", "/readyz")}
 MODELS_SECONDS = 900
 """What large models take to load, at least."""
+DRAIN_SECONDS = 60
+"""A pod that is given longer has calls to end."""
+HUNG_SECONDS = 15
+"""What a process is given to go, at most, that its probe has given up."""
 
 
 def pod_security(manifests: Manifests) -> Iterator[str]:
@@ -280,6 +284,19 @@ def probes(manifests: Manifests) -> Iterator[str]:
                 yield f"{where}: killed too soon"
 
 
+def hung(manifests: Manifests) -> Iterator[str]:
+    """What hangs ends no calls: the kubelet does not wait for it as if it drained."""
+    for pod in manifests.pods:
+        given = pod.spec.get("terminationGracePeriodSeconds", 30)
+        if given <= DRAIN_SECONDS:
+            continue
+        for container in pod.lasting:
+            for kind in ("startupProbe", "livenessProbe"):
+                seconds = container.get(kind, {}).get("terminationGracePeriodSeconds", given)
+                if seconds > HUNG_SECONDS:
+                    yield f"{pod.name}/{container['name']}: what its {kind} gives up may hang for {seconds} s more"
+
+
 def tritons(manifests: Manifests) -> Iterator[str]:  # noqa: C901  a list of looks, none of which depends on another
     """A native sidecar before the router, patient with its models, that nobody but the router reaches."""
     for pod in manifests.pods:
@@ -377,6 +394,7 @@ RULES = (
     settings,
     config_maps,
     probes,
+    hung,
     tritons,
     spread,
     budgets,

@@ -17,6 +17,9 @@ from tests.manifests.rendering import K8S, ROOT, Json, Manifests, strings
 PROCESS_METRICS = ("gateway/metrics.py", "router/metrics.py", "aggregator/app.py", "headrace/runtime/telemetry.py")
 ADAPTER = K8S / "components" / "monitoring" / "prometheus-adapter.yaml"
 PREFIXES = {"gateway": "headrace_gateway_", "router": "headrace_router_"}
+NO_PODS = 1_000_000
+"""Calls that a pod would have to answer in the time that is looked at, for a trigger to ask for no pods by them."""
+_ANSWERED = re.compile(r'increase\(headrace_router_records_total\{[^}]*outcome="answered"[^}]*\}\[[1-9]\d*m\]\)')
 _SERIES = re.compile(r"(?<![A-Za-z0-9_:.])headrace[_:][a-z0-9_:]+")
 
 
@@ -134,8 +137,11 @@ def sees_what_runs(manifests: Manifests) -> Iterator[str]:
             yield f"{target}: is scaled by what its pods do not measure"
 
 
-def sleeps_soundly(manifests: Manifests) -> Iterator[str]:
-    """A pool that may have no pods: gateways keep its calls, KEDA asks the right group, and reads it from the start."""
+def sleeps_soundly(manifests: Manifests) -> Iterator[str]:  # noqa: C901  a list of looks, none of which depends on another
+    """A pool that may have no pods: gateways keep its calls, KEDA asks the right group, and reads it from the start.
+
+    It does not sleep while it answers calls that are over before one of the other triggers looks.
+    """
     for each in manifests.of("ScaledObject"):
         pool = next(p for p, _, process in processes(manifests) if process == "router").labels["headrace.dev/pool"]
         for trigger in each["spec"]["triggers"]:
@@ -150,10 +156,21 @@ def sleeps_soundly(manifests: Manifests) -> Iterator[str]:
                     yield "KEDA can't log in, or logs in where nobody asks"
             elif f'pool="{pool}"' not in said["query"]:
                 yield f"trigger {trigger['name']}: asks for all pools"
+        if not any(_keeps_awake(trigger["metadata"]) for trigger in each["spec"]["triggers"]):
+            yield "a pool that answers short calls is put to sleep between them"
         for pod, container, process in processes(manifests):
             sleeps = manifests.environment(container).get("HEADRACE_GATEWAY__POOL_MAY_SLEEP")
             if process == "gateway" and sleeps != "true":
                 yield f"{pod.name}: refuses calls to a pool that sleeps"
+
+
+def _keeps_awake(said: Json) -> bool:
+    """Whether a trigger takes any call that was answered of late as a reason to stay, and none for more pods."""
+    return (
+        _ANSWERED.search(said.get("query", "")) is not None
+        and float(said.get("activationThreshold", 0)) == 0
+        and float(said["threshold"]) >= NO_PODS
+    )
 
 
 def pod_metrics(autoscaler: Json) -> list[str]:

@@ -147,6 +147,18 @@ SPOILT: dict[str, tuple[Rule, Spoil]] = {
         lambda m: gateway(m)["livenessProbe"]["httpGet"].update(path="/readyz"),
     ),
     "impatient liveness": (pod_rules.probes, lambda m: triton(m)["livenessProbe"].update(failureThreshold=1)),
+    "a pod's whole grace for what hangs": (
+        pod_rules.hung,
+        lambda m: gateway(m)["livenessProbe"].pop("terminationGracePeriodSeconds"),
+    ),
+    "the same for what never starts": (
+        pod_rules.hung,
+        lambda m: triton(m)["startupProbe"].pop("terminationGracePeriodSeconds"),
+    ),
+    "nearly as long for what hangs": (
+        pod_rules.hung,
+        lambda m: triton(m)["livenessProbe"].update(terminationGracePeriodSeconds=300),
+    ),
     "impatient startup": (pod_rules.tritons, lambda m: triton(m)["startupProbe"].update(failureThreshold=3)),
     "Triton for everybody": (
         pod_rules.tritons,
@@ -244,6 +256,21 @@ SPOILT_SLEEPERS: dict[str, tuple[Rule, Spoil]] = {
         lambda m: scaled(m)["triggers"][0]["metadata"].update(consumerGroup="headrace.default"),
     ),
     "no login": (scaling.sleeps_soundly, lambda m: scaled(m)["triggers"][0].pop("authenticationRef")),
+    "asleep between short calls": (scaling.sleeps_soundly, lambda m: scaled(m)["triggers"].remove(answered(m))),
+    "asleep while few calls are answered": (
+        scaling.sleeps_soundly,
+        lambda m: answered(m)["metadata"].update(activationThreshold="100"),
+    ),
+    "pods by the number of answers": (
+        scaling.sleeps_soundly,
+        lambda m: answered(m)["metadata"].update(threshold="20"),
+    ),
+    "awake for what was skipped alone": (
+        scaling.sleeps_soundly,
+        lambda m: answered(m)["metadata"].update(
+            query=answered(m)["metadata"]["query"].replace('"answered"', '"expired"')
+        ),
+    ),
     "refused instead of kept": (
         scaling.sleeps_soundly,
         lambda m: settings_of_gateways(m).update(HEADRACE_GATEWAY__POOL_MAY_SLEEP="false"),
@@ -264,6 +291,11 @@ SPOILT_SLEEPERS: dict[str, tuple[Rule, Spoil]] = {
 def scaled(manifests: Manifests) -> Json:
     spec: Json = the(manifests, "ScaledObject", "headrace-triton")["spec"]
     return spec
+
+
+def answered(manifests: Manifests) -> Json:
+    found: Json = next(each for each in scaled(manifests)["triggers"] if each.get("name") == "answered")
+    return found
 
 
 @pytest.mark.parametrize(("rule", "spoil"), SPOILT.values(), ids=SPOILT.keys())

@@ -58,7 +58,7 @@ def gateway_instruments(known: Registry, access: Access, tally: Tally) -> list[I
     calls = WaitingCalls(max_calls=10, max_bytes=10)
     republished = dict.fromkeys(Loss.__members__, 0)
     return gateway.metrics.instruments(
-        known, calls, tally, access, republished=republished, cancelled=lambda: 0, lag=LoopLag()
+        known, calls, tally, access, republished=republished, cancelled=lambda: 0, certificates={}, lag=LoopLag()
     )
 
 
@@ -80,6 +80,7 @@ def router_instruments(made: Router) -> list[Instrument]:
         made._links,
         made.consumer,
         pool=POOL,
+        certificate=None,
         lag=LoopLag(),
         announcements_age=lambda: 0.0,
     )

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
+from pathlib import Path
 
 import trustme
 from cryptography import x509
@@ -85,3 +86,13 @@ class Authority:
         signed = builder.sign(self._key, hashes.SHA256())
         encoding, plain = serialization.Encoding.PEM, serialization.NoEncryption()
         return signed.public_bytes(encoding), key.private_bytes(encoding, serialization.PrivateFormat.PKCS8, plain)
+
+
+def server_files(folder: Path, authority: Authority) -> tuple[Path, Path, Path]:
+    """Authorities, certificate and key of a server, in place of those that are there."""
+    folder.mkdir(exist_ok=True)
+    issued = authority.server()
+    files = (folder / "ca.crt", folder / "tls.crt", folder / "tls.key")
+    for path, content in zip(files, (authority.pem, issued.chain, issued.key), strict=True):
+        path.write_bytes(content)
+    return files

@@ -2,17 +2,18 @@
 
 import asyncio
 import socket
-import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import grpc
 import grpc.aio
 import pytest
+from cryptography import x509
 from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status
 
+from gateway import app
 from gateway.administration import SERVICE
 from gateway.app import Gateway
 from gateway.calls import Call
@@ -20,7 +21,6 @@ from gateway.delivery import TAKE_OVER_SECONDS
 from gateway.errors import RouterLost
 from gateway.failures import Failures
 from gateway.infer import METHOD as MODEL_INFER
-from gateway.metrics import instruments
 from gateway.registry import ROUTER_SILENCE_SECONDS
 from gateway.settings import (
     AdminSettings,
@@ -31,18 +31,16 @@ from gateway.settings import (
     IdentitySettings,
     ReplySettings,
 )
-from gateway.tally import Tally
 from headrace.bus.answers.links import GrpcAnswerLinks, LinkTerms
 from headrace.bus.answers.whereabouts import Whereabouts
 from headrace.bus.answers.wire import Trust
 from headrace.bus.protocols import Link, Outcome, RouterKey, TopicPartition
 from headrace.bus.settings import KafkaSettings, ReplyTrustSettings
 from headrace.bus.v1.announcement_pb2 import ROUTER_STATE_LEAVING
-from headrace.runtime.certificates import OwnCertificate
-from headrace.runtime.telemetry import Gauges, LoopLag, Samples
 from tests.parts import missing
 from tests.unit.gateway.announcing import GATEWAY, POOL, description, heartbeat, own_heartbeat
-from tests.unit.gateway.certifying import Authority, dns
+from tests.unit.gateway.certifying import Authority, dns, server_files
+from tests.unit.scraping import scraper
 
 A, B = RouterKey("a", 1), RouterKey("b", 2)
 LOOPBACK, KEY = "127.0.0.1", "let-me-in"
@@ -230,6 +228,19 @@ async def test_a_goodbye_counts_once(gateway: Gateway) -> None:
     assert is_tried_again(call, B)
 
 
+# Its own port.
+
+
+async def test_what_a_full_gateway_refuses_before_its_body_is_there_is_counted(gateway: Gateway) -> None:
+    gateway._calls._max_calls = 0
+    async with grpc.aio.insecure_channel(f"{LOOPBACK}:{gateway._port}") as channel:
+        sending: grpc.aio.StreamUnaryMultiCallable[bytes, bytes] = channel.stream_unary(MODEL_INFER)
+
+        assert await reason(sending(metadata=(("x-api-key", KEY),), timeout=PATIENCE_SECONDS)) == "GATEWAY_FULL"
+
+    assert gateway._infer.tally.reasons["GATEWAY_FULL"] == 1
+
+
 # The gateway's own leaving.
 
 
@@ -282,7 +293,7 @@ def asked(channel: grpc.aio.Channel, method: str) -> "grpc.aio.UnaryUnaryCall[by
     return made(b"", metadata=(("x-api-key", KEY),), timeout=PATIENCE_SECONDS)
 
 
-async def reason(call: "grpc.aio.UnaryUnaryCall[bytes, bytes]") -> str:
+async def reason(call: "grpc.aio.UnaryUnaryCall[bytes, bytes] | grpc.aio.StreamUnaryCall[bytes, bytes]") -> str:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call
     info = ErrorInfo()
@@ -359,22 +370,12 @@ async def test_a_gateway_listens_on_ipv6(tmp_path: Path) -> None:
 # Certificates that are renewed.
 
 
-def certificate(folder: Path, authority: Authority) -> tuple[Path, Path, Path]:
-    """Authorities, certificate and key, in place of those that are there."""
-    folder.mkdir(exist_ok=True)
-    issued = authority.server()
-    files = (folder / "ca.crt", folder / "tls.crt", folder / "tls.key")
-    for path, content in zip(files, (authority.pem, issued.chain, issued.key), strict=True):
-        path.write_bytes(content)
-    return files
-
-
 async def test_renewed_certificates_of_both_ports_are_taken_while_the_gateway_runs(tmp_path: Path) -> None:
     """Also while it waits for the broker."""
     before, after = Authority(), Authority()
-    ca, own, key = certificate(tmp_path / "grpc", before)
+    ca, own, key = server_files(tmp_path / "grpc", before)
     port = GrpcSettings(host=LOOPBACK, port=0, tls_certificate_file=own, tls_key_file=key, tls_client_ca_file=ca)
-    ca, own, key = certificate(tmp_path / "reply", before)
+    ca, own, key = server_files(tmp_path / "reply", before)
     trust = ReplyTrustSettings(tls_ca_file=ca, tls_certificate_file=own, tls_key_file=key)
 
     async def taken(gateway: Gateway, authority: Authority) -> list[bool]:
@@ -394,7 +395,7 @@ async def test_renewed_certificates_of_both_ports_are_taken_while_the_gateway_ru
         assert await taken(gateway, before) == [True, True]
 
         for name in ("grpc", "reply"):
-            certificate(tmp_path / name, after)
+            server_files(tmp_path / name, after)
         async with asyncio.timeout(PATIENCE_SECONDS):
             while await taken(gateway, after) != [True, True]:
                 pass  # each question takes its time: there is nothing to spin on
@@ -402,26 +403,64 @@ async def test_renewed_certificates_of_both_ports_are_taken_while_the_gateway_ru
         assert await taken(gateway, before) == [False, False]
 
 
-async def test_until_when_certificates_hold_is_told_where_there_are_any(gateway: Gateway, tmp_path: Path) -> None:
+async def test_until_when_certificates_hold_is_told_of_every_port_that_has_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = scraper(monkeypatch, app)
     name = "headrace_gateway_certificate_expiration_timestamp_seconds"
-    files = certificate(tmp_path / "tls", Authority())
-    own = OwnCertificate(files[1], files[2], None, what="certificate")
+    ca, own, key = server_files(tmp_path / "tls", Authority())
+    port = GrpcSettings(host=LOOPBACK, port=0, tls_certificate_file=own, tls_key_file=key)
+    trust = ReplyTrustSettings(tls_ca_file=ca, tls_certificate_file=own, tls_key_file=key)
+    ends = x509.load_pem_x509_certificate(own.read_bytes()).not_valid_after_utc.timestamp()
 
-    def told(certificates: Mapping[str, OwnCertificate | None]) -> Samples:
-        measured = instruments(
-            gateway._registry,
-            gateway._calls,
-            Tally(),
-            gateway.access,
-            republished={},
-            cancelled=lambda: 0,
-            certificates=certificates,
-            lag=LoopLag(),
-        )
-        [gauge] = [each for each in measured if each.name == name]
-        assert isinstance(gauge, Gauges)
-        return list(gauge._read())
+    async with started(settings(tmp_path)):
+        assert told(name) == {}
+    async with started(settings(tmp_path, port=port)):
+        assert told(name) == {"grpc": ends}
+    async with started(settings(tmp_path, port=port, trust=trust)):
+        assert told(name) == {"grpc": ends, "reply": ends}
 
-    assert told({"grpc": own, "reply": None}) == [(("grpc",), own.current.ends)]
-    assert own.current.ends > time.time()
-    assert told(gateway._certificates) == []
+
+# What ends with one of its parts.
+
+
+async def broken() -> None:
+    """A part that fails."""
+    raise LookupError("a part is broken")
+
+
+def background_fails(gateway: Gateway) -> None:
+    gateway.background.spawn("part", broken())
+
+
+def what_goes_on_from_the_start_fails(gateway: Gateway) -> None:
+    gateway.watching.spawn("part", broken())
+
+
+def access_fails(gateway: Gateway) -> None:
+    gateway.access._background.spawn("part", broken())
+
+
+@pytest.mark.parametrize("fail", [background_fails, what_goes_on_from_the_start_fails, access_fails])
+async def test_a_gateway_ends_with_any_of_its_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fail: Callable[[Gateway], None]
+) -> None:
+    """One that goes on without would serve with old certificates, keys or routers, and nobody would know."""
+
+    class Running(Gateway):
+        """A gateway that has found its broker."""
+
+        async def start(self, owned: AsyncExitStack, stop: asyncio.Event) -> None:
+            del stop
+            await owned.enter_async_context(self.watching)
+            await owned.enter_async_context(self.access)
+            await owned.enter_async_context(self.background)
+            fail(self)
+
+    monkeypatch.setattr("headrace.runtime.logs.configure", lambda *_, **__: None)
+    monkeypatch.setattr(app, "Gateway", Running)
+
+    serving = asyncio.create_task(app.serve(settings(tmp_path), asyncio.Event()))
+    ended, _ = await asyncio.wait([serving], timeout=PATIENCE_SECONDS)
+
+    assert [repr(each.exception()) for each in ended] == ["LookupError('a part is broken')"]

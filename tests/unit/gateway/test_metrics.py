@@ -58,6 +58,7 @@ class Scraped:
                 self.access,
                 republished=self.republished,
                 cancelled=lambda: self.cancelled,
+                certificates={},
                 lag=LoopLag(),
                 clock=lambda: self.now,
             )

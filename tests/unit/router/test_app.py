@@ -1,15 +1,18 @@
 """The router as a whole, without a log: what it counts of its calls, when it is ready, and how it ends."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 
 from headrace.bus.answers.whereabouts import Whereabouts
 from headrace.bus.memory.usage import MemoryUsage
-from headrace.bus.protocols import TopicPartition, UsageBatch
-from headrace.bus.settings import KafkaSettings, PoolSettings, ReplyTrustSettings
+from headrace.bus.protocols import SeenEnd, TopicPartition, UsageBatch
+from headrace.bus.settings import KafkaSettings, PoolSettings, ReplyTrustSettings, TopicSettings
 from headrace.bus.topics import request_topic
 from headrace.bus.usage import read_reports
 from headrace.bus.v1.announcement_pb2 import ModelVersion
@@ -18,30 +21,44 @@ from headrace.runtime.admin_http import Readiness
 from router import app
 from router.app import Router
 from router.inventory import LoadedModel
-from router.settings import RouterSection, RouterSettings, TritonSettings
+from router.settings import AdminSettings, RouterSection, RouterSettings, TritonSettings
+from tests.unit.gateway.certifying import Authority, server_files
+from tests.unit.scraping import scraper
 
 SECONDS = 10.0
 
 
 @pytest.fixture
 async def router(tmp_path: Path) -> Router:
-    return a_router(tmp_path)
+    return a_router(settings(tmp_path))
 
 
-def a_router(folder: Path, *, ready_without_models: bool = False, away_seconds: float = 20.0) -> Router:
+def settings(
+    folder: Path,
+    *,
+    ready_without_models: bool = False,
+    away_seconds: float = 20.0,
+    retention_seconds: int = 3600,
+    trust: ReplyTrustSettings | None = None,
+) -> RouterSettings:
     secret = folder / "secret"
     secret.write_text("shared")
-    settings = RouterSettings(
+    return RouterSettings(
         kafka=KafkaSettings(bootstrap_servers="127.0.0.1:1"),
         pool=PoolSettings(name="canary"),
-        reply_trust=ReplyTrustSettings(secret_file=secret),
+        topics=TopicSettings(retention_seconds=retention_seconds),
+        reply_trust=trust or ReplyTrustSettings(secret_file=secret),
         router=RouterSection(
             id="r",
             triton=TritonSettings(address="127.0.0.1:1", away_seconds=away_seconds),
+            admin=AdminSettings(host="127.0.0.1", port=0),
             ready_without_models=ready_without_models,
         ),
     )
-    return Router(settings, Whereabouts(["127.0.0.1"]))
+
+
+def a_router(chosen: RouterSettings) -> Router:
+    return Router(chosen, Whereabouts(["127.0.0.1"]))
 
 
 @pytest.mark.parametrize("model", ["simple", "größe-1.0/β"])
@@ -86,6 +103,80 @@ async def test_a_log_that_takes_no_usage_does_not_hold_up_the_end(
     assert [getattr(record, "event", "") for record in caplog.records] == ["usage_lost"]
 
 
+# What it measures.
+
+
+@pytest.mark.parametrize("tls", [True, False])
+async def test_until_when_the_routers_certificate_holds_is_told_where_it_has_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, tls: bool
+) -> None:
+    told, stop = scraper(monkeypatch, app), asyncio.Event()
+    ca, own, key = server_files(tmp_path / "tls", Authority())
+    ends = x509.load_pem_x509_certificate(own.read_bytes()).not_valid_after_utc.timestamp()
+    trust = ReplyTrustSettings(tls_ca_file=ca, tls_certificate_file=own, tls_key_file=key) if tls else None
+
+    stop.set()  # as far as it gets before it asks for the broker
+    async with AsyncExitStack() as owned:
+        await a_router(settings(tmp_path, trust=trust)).start(owned, stop)
+
+        expected = {"reply": ends} if tls else {}
+        assert told("headrace_router_certificate_expiration_timestamp_seconds") == expected
+
+
+async def test_what_the_log_keeps_no_longer_does_not_wait(tmp_path: Path) -> None:
+    """Where no call of a model has come yet, nothing else says for how long one may wait."""
+    router = a_router(settings(tmp_path, retention_seconds=100))
+    place = TopicPartition("t", 0)
+    router.assigned([place])
+
+    def told(seconds_ago: float) -> float:
+        return router._intake.oldest_waits({place: [SeenEnd(time.time() - seconds_ago, 1)]})["t"]
+
+    assert told(seconds_ago=90) == pytest.approx(90, abs=5)
+    assert told(seconds_ago=110) == 0
+
+
+# What ends with one of its parts.
+
+
+async def broken(*_: object) -> None:
+    """A part that fails."""
+    raise LookupError("a part is broken")
+
+
+def background_fails(router: Router, monkeypatch: pytest.MonkeyPatch) -> None:
+    del monkeypatch
+    router.background.spawn("part", broken())
+
+
+def consumer_fails(router: Router, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(router.consumer, "failed", broken)
+
+
+@pytest.mark.parametrize("fail", [background_fails, consumer_fails])
+async def test_a_router_ends_with_any_of_its_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fail: Callable[[Router, pytest.MonkeyPatch], None]
+) -> None:
+    """One that goes on without would keep its partitions, and serve nothing."""
+
+    class Running(Router):
+        """A router that has found its broker."""
+
+        async def start(self, owned: AsyncExitStack, stop: asyncio.Event) -> None:
+            del stop
+            await owned.enter_async_context(self.background)
+            monkeypatch.setattr(self.consumer, "failed", asyncio.Event().wait)
+            fail(self, monkeypatch)
+
+    monkeypatch.setattr("headrace.runtime.logs.configure", lambda *_, **__: None)
+    monkeypatch.setattr(app, "Router", Running)
+
+    serving = asyncio.create_task(app.serve(settings(tmp_path), asyncio.Event()))
+    ended, _ = await asyncio.wait([serving], timeout=SECONDS)
+
+    assert [repr(each.exception()) for each in ended] == ["LookupError('a part is broken')"]
+
+
 # Readiness: what a rolling upgrade goes by.
 
 
@@ -112,7 +203,7 @@ async def test_a_router_that_serves_nothing_is_not_ready(router: Router) -> None
 
 
 async def test_a_pool_that_starts_empty_may_be_ready_without_models(tmp_path: Path) -> None:
-    router = a_router(tmp_path, ready_without_models=True)
+    router = a_router(settings(tmp_path, ready_without_models=True))
     router._caught_up.set()
     assert router._readiness().text == "Triton does not answer, or is not ready"
 
@@ -138,7 +229,7 @@ async def test_a_router_is_ready_once_the_group_has_given_it_its_share_be_it_non
 async def test_partitions_are_given_up_while_triton_is_away_for_long_and_wanted_again_when_it_is_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    router = a_router(tmp_path, away_seconds=0.01)
+    router = a_router(settings(tmp_path, away_seconds=0.01))
     place = TopicPartition(request_topic("canary", "interactive", "simple"), 0)
     router._request_topics.counts = {place.topic: 1}
     router._inventory.models = {"simple": LoadedModel(place.topic, [ModelVersion(version="1", state="READY")])}

@@ -42,6 +42,7 @@ class Scraped:
                 self.router._links,
                 rig.consumer,
                 pool=POOL,
+                certificate=None,
                 lag=LoopLag(),
                 announcements_age=lambda: 2.0,
                 clock=lambda: self.now,
@@ -182,6 +183,62 @@ async def test_where_none_has_come_the_log_keeps_calls_for_as_long_as_it_keeps_a
     aged(rig, place, offset, 20)
 
     assert rig.intake.oldest_waits(rig.consumer.unread)[SIMPLE] == 0
+
+
+async def test_one_long_deadline_of_long_ago_keeps_nothing_that_expired_alive(rigged: MakeRig) -> None:
+    """What came before anything that the log still keeps says nothing of what waits there now."""
+    keeps = 3600.0
+    rig = rigged(topics=(SIMPLE,), longest_seconds=keeps)
+    await rig.start({SIMPLE: 8})
+
+    async def comes(call_id: bytes, seconds: float) -> None:
+        rig.publish(call_id, topic=SIMPLE, seconds=seconds)
+        await settle()
+
+    def waits(seconds_ago: float) -> bool:
+        seen = {TopicPartition(SIMPLE, 1): [SeenEnd(time.time() - seconds_ago, 1)]}
+        return rig.intake.oldest_waits(seen)[SIMPLE] > 0
+
+    await comes(b"long", 300)
+    rig.now += keeps - 1
+    await comes(b"a", 100)
+    assert waits(290), "one that came beside it may be there still"
+
+    rig.now += 2
+    await comes(b"b", 100)
+    assert waits(290)
+    assert not waits(310)
+
+    rig.now += keeps + 1
+    await comes(b"c", 100)
+    assert waits(90)
+    assert not waits(110)
+
+
+async def test_where_no_call_comes_the_last_ones_say_for_how_long_one_may_wait(rigged: MakeRig) -> None:
+    """While the model server is away for hours nothing is fetched: what expires in the log goes on to be known."""
+    rig = rigged(topics=(SIMPLE,), longest_seconds=3600)
+    await rig.start({SIMPLE: 8})
+    rig.publish(b"a", topic=SIMPLE, seconds=30)
+    await settle()
+
+    rig.now += 24 * AN_HOUR
+
+    there = {TopicPartition(SIMPLE, 1): [SeenEnd(time.time() - 40, 1), SeenEnd(time.time() - 20, 2)]}
+    assert rig.intake.oldest_waits(there)[SIMPLE] == pytest.approx(20, abs=5)
+
+
+async def test_a_record_without_a_time_is_timed_nowhere(rig: Rig, router: Scraped) -> None:
+    """It would have waited since 1970, and so might every other one."""
+    for call_id in (b"runs", b"waits"):
+        place, offset = rig.publish(call_id, topic=SIMPLE)
+        rig.log.records[place][offset].timestamp_millis = 0
+    await settle()
+
+    assert (router["running"]["simple"], router["waiting"]["simple"]) == (1, 1)
+    assert router["queue_wait_seconds_count"]["simple"] == 0
+    assert router["oldest_wait_seconds"]["simple"] == 0
+    assert rig.intake.lanes[SIMPLE].longest_seconds == 0
 
 
 async def test_what_waits_for_its_gateway_is_old_too(rig: Rig, router: Scraped) -> None:
