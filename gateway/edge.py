@@ -1,5 +1,6 @@
 """The port that callers use: which handler answers what, and how the port opens and closes."""
 
+import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -39,9 +40,9 @@ class CallHandlers(grpc.GenericRpcHandler):
         *,
         audit: Audit,
         slowed: Slowed,
-        full: Callable[[], bool] = lambda: False,
+        full: Callable[[], bool],
+        count: Callable[[str], None],
         traces: CallTraces | None = None,
-        count: Callable[[str], None] = lambda _: None,
     ) -> None:
         """`infer` makes the methods that run models, for a caller; `others` are those that don't; by their full name.
 
@@ -204,6 +205,7 @@ def edge_server(
     max_message_bytes: int, handlers: Sequence[grpc.GenericRpcHandler], *, connection_age_seconds: float = 30.0
 ) -> grpc.aio.Server:
     """The server, not started. A message somewhat over the limit is read, so that its refusal can have a reason."""
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_tells_no_headers)
     server = grpc.aio.server(
         options=[
             ("grpc.max_receive_message_length", max_message_bytes + max_message_bytes // 4),
@@ -213,12 +215,20 @@ def edge_server(
             # Clients ping long-lived connections; by default a server hangs up on those that do it often.
             ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
             ("grpc.keepalive_permit_without_calls", 1),
+            # A proxy brings calls of many on one connection, and indexes their headers. gRPC fails one whose value it
+            # can't read, and from then on every other that names the same index: one caller would end others' calls.
+            ("grpc.http2.hpack_table_size.decoder", 0),
             # The only goodbye of gRPC's core that loses no call: a server that stops cancels those that just arrive.
             ("grpc.max_connection_age_ms", round(connection_age_seconds * 1000)),
         ]
     )
     server.add_generic_rpc_handlers(tuple(handlers))
     return server
+
+
+def _tells_no_headers(record: logging.LogRecord) -> bool:
+    """Without gRPC's complaint of a header that is not UTF-8, which has its value: it is the caller's own."""
+    return not str(record.msg).startswith("Invalid encoding on")
 
 
 def own_certificate(settings: GrpcSettings) -> OwnCertificate | None:

@@ -7,7 +7,7 @@ called by name, with bytes on the call path and with its message classes elsewhe
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Self, TypeAlias
 
 import grpc
@@ -75,7 +75,7 @@ class Triton:
         if not metadata:
             call = self._infer(request, timeout=seconds)
         else:
-            call = self._infer(request, timeout=seconds, metadata=grpc.aio.Metadata(*map(_entry, metadata)))
+            call = self._infer(request, timeout=seconds, metadata=grpc.aio.Metadata(*_carried(metadata)))
         return await self._outcome(call, expires)
 
     async def administer(self, method: str, request: bytes, seconds: float) -> Outcome:
@@ -160,9 +160,13 @@ class Triton:
                 self._connection += 1
 
 
-def _entry(metadatum: Metadatum) -> tuple[str, str | bytes]:
-    key = metadatum.key
-    return key, metadatum.value if key.endswith("-bin") else metadatum.value.decode("ascii", "replace")
+def _carried(metadata: Iterable[Metadatum]) -> Iterator[tuple[str, str | bytes]]:
+    """What gRPC takes from a client: a server is given more, as HTTP has it, and sending that on would end the call."""
+    for each in metadata:
+        if each.key.endswith("-bin"):
+            yield each.key, each.value
+        elif each.value.isascii() and (text := each.value.decode()).isprintable():
+            yield each.key, text
 
 
 def _text(exc: grpc.RpcError) -> str:

@@ -339,6 +339,23 @@ def test_what_is_too_large_is_told(stack: Stack) -> None:
     assert "JSON" in told.document["error"]
 
 
+def test_headers_with_values_that_grpc_does_not_know_are_left_out(stack: Stack) -> None:
+    body = {"inputs": [{"name": "INPUT0", "datatype": "FP32", "shape": [2], "data": [1, 2]}]}
+
+    told = call(stack.http, "POST", "/v2/models/echo/infer", body, headers={"my": "caf\xe9", "tracestate": "\xe9"})
+
+    assert told.code == 200, told
+
+
+@pytest.mark.parametrize(("name", "odd", "fine"), [("grpc-timeout", "5X", "7S"), ("x-bin", "!!", "aGk")])
+def test_a_header_that_can_not_be_read_is_its_own_callers_affair(stack: Stack, name: str, odd: str, fine: str) -> None:
+    """Envoy brings everybody's calls on one connection."""
+    for _ in range(3):
+        assert call(stack.http, "GET", "/v2/models/simple", headers={name: odd}).code == 400
+    for _ in range(10):
+        assert call(stack.http, "GET", "/v2/models/simple", headers={name: fine}).code == 200
+
+
 def test_headers_that_grpc_does_not_know_are_left_out(stack: Stack) -> None:
     told = call(stack.http, "GET", "/v2/models/simple", headers={"$o*k`": "1", "x_fine.one": "2"})
 

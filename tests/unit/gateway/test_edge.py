@@ -1,6 +1,7 @@
 """The callers' port: who is let in, before anything is read."""
 
 import asyncio
+import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -42,6 +43,10 @@ WRONG = {"wrong"}
 MOVED: dict[str, str] = {}
 """Keys that were given to another tenant."""
 LIMIT = 4096
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+"""How a connection of HTTP/2 begins, and no settings."""
+SETTINGS, HEADER_TABLE_SIZE = 4, 1
+"""A kind of frame, and what is set in it."""
 
 
 def verify(key: str) -> Caller | None:
@@ -79,6 +84,7 @@ class Edge:
     channel: grpc.aio.Channel
     counted: list[str]
     """Reasons of what was refused at the port."""
+    port: int
 
     def call(
         self, method: str = MODEL_INFER, request: bytes = b"", metadata: tuple[tuple[str, str], ...] = KEY
@@ -141,7 +147,7 @@ async def opened(asked_first: WhoCalls | None = None, traces: CallTraces | None 
     await server.start()
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            yield Edge(handlers, slowed, made_for, made, full, channel, counted)
+            yield Edge(handlers, slowed, made_for, made, full, channel, counted, port)
     finally:
         await server.stop(None)
 
@@ -393,6 +399,19 @@ async def test_grpc_unpacks_nothing(edge: Edge, compression: grpc.Compression) -
     said = await infer(bytes(100_000), metadata=KEY, timeout=PATIENCE_SECONDS, compression=compression)
 
     assert int(said.rpartition(b" ")[2]) < 1000
+
+
+async def test_a_proxy_may_index_no_headers(edge: Edge) -> None:
+    """What gRPC can't read of one would fail all that name the same index, whoever's calls they are."""
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        reader, writer = await asyncio.open_connection("127.0.0.1", edge.port)
+        writer.write(PREFACE)
+        head = await reader.readexactly(9)
+        said = dict(struct.iter_unpack(">HI", await reader.readexactly(int.from_bytes(head[:3]))))
+        writer.close()
+
+    assert head[3] == SETTINGS
+    assert said[HEADER_TABLE_SIZE] == 0
 
 
 async def test_a_port_in_use_is_told_with_its_address() -> None:

@@ -125,6 +125,7 @@ async def served() -> AsyncIterator[Rest]:
         audit=Audit(lambda: 0.0),
         slowed=Slowed(Failures()),
         full=full.is_set,
+        count=lambda _: None,
     )
     server = edge_server(LIMIT, [handlers])
     port = open_port(server, GrpcSettings(host="127.0.0.1", port=0), None)
