@@ -31,9 +31,6 @@ COMPONENTS = (
 NEEDS = {"envoy-tls": ("envoy", "tls"), "keda-strimzi": ("keda", "kafka-strimzi")}
 """Components that change what other components brought, with those."""
 
-NOT_CARRIED = {"kafka.strimzi.io"}
-"""Groups whose definitions no Go module carries: their objects are looked at for form only."""
-
 STRICT = {"pod-security.kubernetes.io/enforce": "restricted"}
 
 

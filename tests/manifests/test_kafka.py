@@ -13,6 +13,7 @@ from headrace.bus.settings import KafkaSettings, TopicSettings
 from headrace.bus.topics import ANNOUNCEMENTS_TOPIC, USAGE_TOPIC, consumer_group, request_topic
 from headrace.local.broker import properties
 from tests.manifests.conftest import Rendered
+from tests.manifests.rendering import CASES
 
 POOLS = ("default", "canary", "green")
 ACCESS = {
@@ -69,6 +70,15 @@ def test_topics_are_those_that_the_code_would_make(case: str, partitions: int, r
         for each in rendered(case).of("KafkaTopic")
     }
     assert found == wanted
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_everything_of_strimzi_belongs_to_a_cluster_that_is_there(case: str, rendered: Rendered) -> None:
+    """Its operator passes over what names another one, and no definition compares a label."""
+    clusters = {each["metadata"]["name"] for each in rendered(case).of("Kafka")}
+
+    for each in rendered(case).of("KafkaNodePool", "KafkaTopic", "KafkaUser"):
+        assert each["metadata"]["labels"]["strimzi.io/cluster"] in clusters, each["metadata"]["name"]
 
 
 def test_users_may_what_their_processes_do_and_nothing_else(rendered: Rendered) -> None:
