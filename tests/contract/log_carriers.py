@@ -223,6 +223,13 @@ class KafkaCarrier:
             async with asyncio.timeout(PATIENCE_SECONDS):
                 await consumer.__aexit__()
 
+    async def failed(self, taker: Taker) -> None:
+        """Raise what ended the member, which has no leave to take then."""
+        try:
+            await self._consumers[id(taker)].failed()
+        finally:
+            del self._consumers[id(taker)]
+
     async def committed(self, group: str, topic: str) -> dict[int, int]:
         admin = AIOKafkaAdminClient(bootstrap_servers=self.kafka.bootstrap_servers)
         await admin.start()

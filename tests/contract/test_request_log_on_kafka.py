@@ -11,12 +11,11 @@ from typing import get_args
 import pytest
 from confluent_kafka import Producer
 
-from headrace.bus.log import KafkaConsumer
 from headrace.bus.protocols import LogUnavailableError, RecordTooLargeError, TopicPartition
 from headrace.bus.settings import GroupProtocol
 from headrace.local import broker as kafka
 from headrace.local.ports import FreePorts
-from tests.contract.log_carriers import MAX_MESSAGE_BYTES, PATIENCE_SECONDS, Failures, Grown, KafkaCarrier, Taker
+from tests.contract.log_carriers import PATIENCE_SECONDS, Failures, KafkaCarrier
 from tests.integration.broker_fixture import started_broker
 
 
@@ -52,6 +51,28 @@ async def test_members_that_get_no_partition_are_told_so(broker: str, protocol: 
         assert sum(taker.told[0] == ("assigned", frozenset()) for taker in takers) >= 1
 
 
+async def test_the_classic_protocol_may_follow_the_newer_one_member_by_member_and_not_the_other_way(
+    broker: str,
+) -> None:
+    async with AsyncExitStack() as owned:
+        classic, newer = (KafkaCarrier(owned, broker, each) for each in get_args(GroupProtocol))
+        topic, group = await classic.topic(4), f"group-{uuid.uuid4().hex}"
+        first = await newer.taker(group, [topic])
+        await first.until(lambda: len(first.owned) == 4)
+        second = await classic.taker(group, [topic])
+        await first.until(lambda: len(first.owned) == 2)
+        await second.until(lambda: len(second.owned) == 2)
+
+        await newer.leave(first)
+        await second.until(lambda: len(second.owned) == 4)
+        third = await newer.taker(group, [topic])
+
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            with pytest.raises(LogUnavailableError, match="into its group"):
+                await newer.failed(third)
+        assert len(second.owned) == 4
+
+
 async def test_a_protocol_that_the_broker_does_not_know_ends_the_member(
     broker_install: kafka.BrokerInstall, tmp_path: Path
 ) -> None:
@@ -67,21 +88,11 @@ async def test_a_protocol_that_the_broker_does_not_know_ends_the_member(
         owned.callback(life.__exit__, None, None, None)
         carrier = KafkaCarrier(owned, f"127.0.0.1:{port}")
         topic = await carrier.topic(1)
-        # Not by the carrier, which would hear of the failure when it ends.
-        member = KafkaConsumer(
-            carrier.kafka,
-            client_id="test",
-            group="g",
-            max_message_bytes=MAX_MESSAGE_BYTES,
-            events=Taker(Grown(), room=1),
-        )
-        await member.__aenter__()
-        member.subscribe([topic])
-        member.set_room(1)
+        taker = await carrier.taker("g", [topic])
 
         async with asyncio.timeout(PATIENCE_SECONDS):
             with pytest.raises(LogUnavailableError, match="into its group"):
-                await member.failed()
+                await carrier.failed(taker)
 
 
 async def test_a_backlog_that_is_older_than_its_reader_is_told_at_a_quarter_of_its_age(carrier: KafkaCarrier) -> None:

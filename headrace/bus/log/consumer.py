@@ -448,7 +448,10 @@ def _record(message: Message) -> Record | None:
     error = message.error()
     if error is not None and error.code() == KafkaError._FATAL:  # noqa: SLF001  librdkafka's local codes are spelled so
         # The client does nothing any more, and says so only here.
-        raise LogUnavailableError(f"the broker does not let this router into its group: {error.str()}")
+        raise LogUnavailableError(
+            f"the broker does not let this router into its group: {error.str()};"
+            " it does not know HEADRACE_KAFKA__GROUP_PROTOCOL=consumer, or routers that use the other one are in it"
+        )
     if error is not None:
         # A partition's trouble (its leader moves, its topic is gone) passes or ends in a rebalance.
         extra = {
