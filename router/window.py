@@ -70,7 +70,8 @@ class Lane:
     def may_wait(self, seconds: float, now: float, memory_seconds: float) -> None:
         """A call came whose deadline is so long after it was published; forgotten in one to two `memory_seconds`."""
         if now - self._longest_since > memory_seconds:  # by the calls that come: while none does, the last ones stand
-            self._longest_before, self._longest, self._longest_since = self._longest, 0.0, now
+            lately = now - self._longest_since <= 2 * memory_seconds
+            self._longest_before, self._longest, self._longest_since = self._longest if lately else 0.0, 0.0, now
         self._longest = max(self._longest, seconds)
 
     @property

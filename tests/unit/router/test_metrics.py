@@ -214,6 +214,11 @@ async def test_one_long_deadline_of_long_ago_keeps_nothing_that_expired_alive(ri
     assert waits(90)
     assert not waits(110)
 
+    await comes(b"longer", 300)
+    rig.now += 24 * keeps
+    await comes(b"d", 100)
+    assert not waits(110)
+
 
 async def test_where_no_call_comes_the_last_ones_say_for_how_long_one_may_wait(rigged: MakeRig) -> None:
     """While the model server is away for hours nothing is fetched: what expires in the log goes on to be known."""
