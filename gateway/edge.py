@@ -217,6 +217,7 @@ def edge_server(
             ("grpc.keepalive_permit_without_calls", 1),
             # A proxy brings calls of many on one connection, and indexes their headers. gRPC fails one whose value it
             # can't read, and from then on every other that names the same index: one caller would end others' calls.
+            # From the client's first acknowledgement on: what it sends before may still be indexed.
             ("grpc.http2.hpack_table_size.decoder", 0),
             # The only goodbye of gRPC's core that loses no call: a server that stops cancels those that just arrive.
             ("grpc.max_connection_age_ms", round(connection_age_seconds * 1000)),

@@ -60,7 +60,8 @@ function envoy_on_response(handle)
     headers:replace('content-length', tostring(handle:body(true):setBytes(body)))
   end
   -- gRPC's own word on a header that it can't read, told as if the fault was its own.
-  if (headers:get('grpc-message') or ''):find("^Error parsing '") then headers:replace(':status', '400') end
+  local unread = (headers:get('grpc-message') or ''):find("^Error parsing '[^']*' metadata") ~= nil
+  if unread and headers:get('grpc-status') == '13' then headers:replace(':status', '400') end
   if headers:get('x-headrace-reason') == 'REQUEST_TOO_LARGE' then headers:replace(':status', '413') end
   for _, name in ipairs({'grpc-status', 'grpc-message', 'grpc-status-details-bin', 'grpc-accept-encoding'}) do
     headers:remove(name)
