@@ -1,8 +1,9 @@
 """How long records wait while a group's members come and go: `python -m benchmarks.rebalances --help`.
 
-Members are processes with the router's own consumer, on the Kafka of a stack that runs or on yours. In every partition
-of two topics a record is written twenty times a second; how late each was read says how long its partition was
-nobody's. Says of a cluster whether `HEADRACE_KAFKA__GROUP_PROTOCOL=consumer` is right for it: docs/adr/0023.
+Members are processes with the router's own consumer, on the Kafka of a stack that runs, or on another that asks for no
+login. In every partition of two topics a record is written twenty times a second; how late each was read says how long
+its partition was nobody's. Says of brokers whether `HEADRACE_KAFKA__GROUP_PROTOCOL=consumer` is right for them:
+docs/adr/0023.
 """
 
 import argparse
@@ -29,6 +30,8 @@ _PACE_SECONDS = 0.05
 _MAX_MESSAGE_BYTES = 1 << 20
 _ROOM = 500
 _STOP_SECONDS = 60.0
+_SETTLED_SECONDS = 120.0
+"""More than the sessions of brokers that are not set up."""
 
 
 class Member:
@@ -99,6 +102,17 @@ class Group:
             for owned in self._owned.values()
         )
 
+    @property
+    def largest(self) -> str:
+        """The member that has most partitions."""
+        return max(self._owned, key=lambda name: len(self._owned[name]))
+
+    async def settled(self) -> None:
+        """Every partition is somebody's."""
+        async with asyncio.timeout(_SETTLED_SECONDS):
+            while sum(map(len, self._owned.values())) < len(self._topics) * _PARTITIONS:  # noqa: ASYNC110  as others tell
+                await asyncio.sleep(_PACE_SECONDS)
+
     async def join(self, name: str) -> None:
         """One more."""
         words = (sys.executable, "-m", "benchmarks.rebalances", *self._own)
@@ -144,13 +158,17 @@ async def _write(publisher: KafkaPublisher, places: Sequence[TopicPartition]) ->
         await asyncio.sleep(_PACE_SECONDS)
 
 
-def _lateness(reads: Sequence[tuple[TopicPartition, float, float]], since: float) -> list[float]:
-    """Of each partition the latest reading, in seconds."""
-    latest: dict[TopicPartition, float] = {}
+def lateness(
+    reads: Sequence[tuple[TopicPartition, float, float]], places: Sequence[TopicPartition], since: float, now: float
+) -> list[float]:
+    """Of each partition how late a record of this time was read at most, in seconds; what is not read yet is late."""
+    latest = dict.fromkeys(places, 0.0)
+    unread = dict.fromkeys(places, since)
     for place, sent, at in reads:
-        if sent >= since:
-            latest[place] = max(latest.get(place, 0.0), at - sent)
-    return sorted(latest.values())
+        if since <= sent:
+            latest[place] = max(latest[place], at - sent)
+            unread[place] = max(unread[place], sent)
+    return sorted(max(latest[place], now - unread[place] - _PACE_SECONDS) for place in places)
 
 
 async def _measure(asked: argparse.Namespace) -> int:
@@ -181,14 +199,15 @@ async def _measure(asked: argparse.Namespace) -> int:
             since = time.time()
             await change()
             await asyncio.sleep(asked.seconds)  # the time that the phase is about
-            late = _lateness(group.reads, since)
-            middle = statistics.median(late) if late else float("nan")
-            latest = max(late, default=float("nan"))
-            unread = f", {len(places) - len(late)} partitions unread" if len(late) < len(places) else ""
-            say(f"{what:24} latest {latest:6.2f} s, median of partitions {middle:6.2f} s; {group.spread}{unread}")
+            await group.settled()
+            late = lateness(group.reads, places, since, time.time())
+            say(
+                f"{what:24} latest {max(late):6.2f} s, median of partitions {statistics.median(late):6.2f} s;"
+                f" {group.spread}"
+            )
 
         async def back() -> None:
-            await group.kill("second")
+            await group.kill(group.largest)
             await asyncio.sleep(2)  # sooner than the group may notice
             await group.join("again")
 
@@ -196,8 +215,8 @@ async def _measure(asked: argparse.Namespace) -> int:
         await phase("a second joins", lambda: group.join("second"))
         await phase("a third joins", lambda: group.join("third"))
         await phase("it leaves", lambda: group.leave("third"))
-        await phase("the second is replaced", back)
-        await phase("one is killed", lambda: group.kill("again"))
+        await phase("one is killed and back", back)
+        await phase("one is killed", lambda: group.kill(group.largest))
     return 0
 
 
@@ -207,11 +226,11 @@ def main(words: Sequence[str]) -> int:
         prog="python -m benchmarks.rebalances",
         description="Measure how late records are read while members of a group come, leave and are killed.",
     )
-    parser.add_argument(
-        "--kafka", required=True, help="HOST:PORT; that of `headrace up` is in `headrace status --json`"
-    )
+    parser.add_argument("--kafka", required=True, help="HOST:PORT; `headrace up --json` says that of a stack")
     parser.add_argument("--protocol", choices=get_args(KafkaSettings.model_fields["group_protocol"].annotation))
-    parser.add_argument("--seconds", type=float, default=15.0, help="after each change (default %(default)s)")
+    parser.add_argument(
+        "--seconds", type=float, default=15.0, help="to look at after each change (default %(default)s)"
+    )
     parser.add_argument("--group", help=argparse.SUPPRESS)
     parser.add_argument("--topics", nargs="*", help=argparse.SUPPRESS)
     parser.set_defaults(protocol="consumer")
