@@ -1,6 +1,7 @@
 """What only a real broker does to the request log: it refuses, it is away, it is killed."""
 
 import asyncio
+import signal
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -11,6 +12,7 @@ from typing import get_args
 import pytest
 from confluent_kafka import Producer
 
+from headrace.bus.log.consumer import _LEAVE_SECONDS, _NONE_SECONDS
 from headrace.bus.protocols import LogUnavailableError, RecordTooLargeError, TopicPartition
 from headrace.bus.settings import GroupProtocol
 from headrace.local import broker as kafka
@@ -39,16 +41,26 @@ async def test_a_record_that_the_broker_finds_too_large_fails_at_once_and_once(c
 
 
 @pytest.mark.parametrize("protocol", get_args(GroupProtocol))
-async def test_members_that_get_no_partition_are_told_so(broker: str, protocol: GroupProtocol) -> None:
-    """A router that is one too many is ready all the same."""
+async def test_members_that_get_no_partition_are_told_so_once(broker: str, protocol: GroupProtocol) -> None:
+    """A router that is one too many is ready all the same, also one that hears of its models again and again."""
     async with AsyncExitStack() as owned:
         carrier = KafkaCarrier(owned, broker, protocol)
         topic, group = await carrier.topic(1), f"group-{uuid.uuid4().hex}"
         takers = [await carrier.taker(group, [topic]) for _ in range(3)]
 
-        await takers[0].until(lambda: all(taker.told for taker in takers))
+        async def told_again() -> None:
+            while True:
+                await asyncio.sleep(0.5)  # the pace of what is told
+                for taker in takers:
+                    taker.consumer.subscribe([topic])
 
-        assert sum(taker.told[0] == ("assigned", frozenset()) for taker in takers) >= 1
+        telling = asyncio.create_task(told_again())
+        try:
+            await takers[0].until(lambda: all(taker.told for taker in takers))
+        finally:
+            telling.cancel()
+
+        assert sum(taker.told == [("assigned", frozenset())] for taker in takers) >= 1
 
 
 async def test_the_classic_protocol_may_follow_the_newer_one_member_by_member_and_not_the_other_way(
@@ -156,6 +168,38 @@ async def test_what_waits_its_turn_fails_with_what_it_waits_behind_when_the_brok
 
     assert sorted(failures.told) == sorted((call_id, LogUnavailableError) for call_id in ids)
     assert set(failures.attempts) == {2}
+
+
+@pytest.mark.parametrize("protocol", get_args(GroupProtocol))
+async def test_a_frozen_broker_shares_nothing_and_holds_up_no_leave(
+    broker_install: kafka.BrokerInstall, tmp_path: Path, protocol: GroupProtocol
+) -> None:
+    """Its clients wait for 45 s by themselves; and who has not joined is not one too many."""
+    ports = FreePorts("127.0.0.1")
+    port = ports.take()
+    kafka.prepare_storage(broker_install, tmp_path, port=port, controller_port=ports.take(), sasl=None)
+    async with AsyncExitStack() as owned:
+        life = started_broker(broker_install, tmp_path, port)
+        process = await asyncio.to_thread(life.__enter__)
+        owned.callback(life.__exit__, None, None, None)
+        carrier = KafkaCarrier(owned, f"127.0.0.1:{port}", protocol)
+        topic = await carrier.topic(1)
+        publisher = await carrier.publisher(Failures())
+        taker = await carrier.taker("g", [topic])
+        publisher.publish(TopicPartition(topic, 0), b"c", b"", b"")
+        await taker.until(lambda: taker.ids == [b"c"])
+
+        process.send_signal(signal.SIGSTOP)
+        try:
+            late = await carrier.taker("other", [topic])
+            await asyncio.sleep(_NONE_SECONDS + 2)  # what must not come would have come
+            assert late.told == []
+            started = time.monotonic()
+            await carrier.leave(taker)
+            assert time.monotonic() - started < _LEAVE_SECONDS + 5
+            assert taker.owned == set()
+        finally:
+            process.send_signal(signal.SIGCONT)
 
 
 async def test_leaving_does_not_wait_for_a_broker_that_is_away() -> None:

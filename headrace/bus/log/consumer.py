@@ -27,7 +27,8 @@ _T = TypeVar("_T")
 _LARGEST_BATCH = 500
 _POLL_SECONDS = 0.1  # how late a new subscription or a stop may be noticed on a silent topic
 _PAUSED_POLL_SECONDS = 0.005  # how late a resume may be noticed, and a pause on a silent topic
-_NONE_SECONDS = 10.0  # after so long without a partition there is none: twice as long as brokers let one wait for some
+_NONE_SECONDS = 10.0  # after so long without a partition there is none: two heartbeats of brokers that are not set up
+_NONE_AGAIN_SECONDS = 1.0  # how soon a coordinator that did not answer is asked once more
 _LEAVE_SECONDS = 5.0  # how long leaving may wait for a broker that is away; its client does for 45 s
 _CALLBACK_SECONDS = 5.0  # how long the loop may take to let go of partitions
 _COMMIT_SECONDS = 5.0
@@ -86,6 +87,8 @@ class KafkaConsumer:
         self._lag: dict[TopicPartition, int] = {}  # replaced whole, by the thread
         self._unread: dict[TopicPartition, tuple[SeenEnd, ...]] = {}  # likewise
         self._lag_due = 0.0
+        self._protocol = kafka.group_protocol
+        self._shared = False  # whether the group has given this member its part, be it none
         self._none_at = math.inf
         self._config = (
             client_config(kafka, client_id)
@@ -145,7 +148,10 @@ class KafkaConsumer:
 
         def change() -> None:
             self._subscribed = frozenset(wanted)
-            self._none_at = time.monotonic() + _NONE_SECONDS if wanted and not self._assigned else math.inf
+            if not wanted:
+                self._shared, self._none_at = False, math.inf
+            elif self._protocol == "consumer" and not self._shared and self._none_at == math.inf:
+                self._none_at = time.monotonic() + _NONE_SECONDS
             if wanted:
                 self._consumer.subscribe(wanted, on_assign=self._assign, on_revoke=self._revoke, on_lost=self._lose)
             else:
@@ -220,9 +226,15 @@ class KafkaConsumer:
 
     def _tell_of_none(self) -> None:
         """Say that this member is one too many: the classic protocol says so itself, the other one says nothing."""
-        if time.monotonic() > self._none_at:
-            self._none_at = math.inf
-            self._on_loop(lambda: self._events.assigned(()))
+        if time.monotonic() < self._none_at:
+            return
+        try:  # the coordinator answers members alone, and nobody while it is away
+            self._consumer.committed([RdPartition(min(self._subscribed), 0)], timeout=_WAKE_SECONDS)
+        except KafkaException:
+            self._none_at = time.monotonic() + _NONE_AGAIN_SECONDS
+            return
+        self._shared, self._none_at = True, math.inf
+        self._on_loop(lambda: self._events.assigned(()))
 
     def _measure(self) -> None:
         """See how far the log goes on, once in a while."""
@@ -368,7 +380,7 @@ class KafkaConsumer:
 
     def _assign(self, consumer: Consumer, places: list[RdPartition]) -> None:
         consumer.incremental_assign(places)
-        self._none_at = math.inf
+        self._shared, self._none_at = True, math.inf
         ours = [_key(place) for place in places]
         # What was measured is of another time.
         self._lag = {place: records for place, records in self._lag.items() if place not in ours}
@@ -450,7 +462,7 @@ def _record(message: Message) -> Record | None:
         # The client does nothing any more, and says so only here.
         raise LogUnavailableError(
             f"the broker does not let this router into its group: {error.str()};"
-            " it does not know HEADRACE_KAFKA__GROUP_PROTOCOL=consumer, or routers that use the other one are in it"
+            " what HEADRACE_KAFKA__GROUP_PROTOCOL asks of brokers: docs/reference/topics.md, consumer group"
         )
     if error is not None:
         # A partition's trouble (its leader moves, its topic is gone) passes or ends in a rebalance.
