@@ -73,12 +73,16 @@ def headrace(node: Node) -> Iterator[Headrace]:
         deployed.remove()
 
 
-@pytest.fixture(scope="module")
-def redundant(headrace: Headrace) -> Iterator[None]:
+@pytest.fixture
+def redundant(headrace: Headrace) -> None:
     """Two gateways and two Triton pods: a fault of one leaves another."""
     for name in (GATEWAY, TRITON):
         headrace.scale(name, 2)
-    yield
+
+
+@pytest.fixture
+def single(headrace: Headrace) -> None:
+    """One gateway and one Triton pod: there is no other."""
     for name in (GATEWAY, TRITON):
         headrace.scale(name, 1)
 

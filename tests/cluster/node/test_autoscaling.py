@@ -23,6 +23,7 @@ from tests.cluster.node import chart
 from tests.cluster.node.conftest import HERE, Node
 from tests.cluster.node.deployed.headrace import NAMESPACE, TRITON, Headrace
 
+DONE = "headrace_router_triton_duration_seconds_count"
 METRICS = "/apis/custom.metrics.k8s.io/v1beta1/namespaces/headrace/pods/%2A/"
 WAIT, LAG = "headrace_router_oldest_wait_seconds", "headrace_router_lag_records"
 MOST = 3
@@ -60,7 +61,11 @@ def metrics(node: Node, headrace: Headrace) -> Iterator[None]:
     for name in ("prometheus", "prometheus-adapter"):
         kubectl.run("--namespace=monitoring", "rollout", "status", f"deployment/{name}", "--timeout=120s", seconds=130)
     headrace.scale(TRITON, 1)
-    eventually(lambda: _metric(headrace, WAIT) is not None, seconds=SERVED_SECONDS, what=f"{WAIT} is served")
+    eventually(
+        lambda: all(_metric(headrace, name) is not None for name in (WAIT, LAG)),
+        seconds=SERVED_SECONDS,
+        what=f"{WAIT} and {LAG} are served",
+    )
     yield
     kubectl.run("delete", f"--filename={monitoring}", "--timeout=120s", seconds=130)
 
@@ -100,6 +105,7 @@ class Watch:
     began: float = field(default_factory=time.monotonic)
     samples: list[Sample] = field(default_factory=list)
     _ended: threading.Event = field(default_factory=threading.Event)
+    _failed: BaseException | None = None
 
     def __enter__(self) -> Self:
         self._thread = threading.Thread(target=self._look, name="watch", daemon=True)
@@ -109,20 +115,34 @@ class Watch:
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._thread.join()
+        self._check()
+
+    def last(self) -> Sample:
+        """The last look."""
+        self._check()
+        return self.samples[-1]
+
+    def _check(self) -> None:
+        if self._failed is not None:
+            # No AssertionError, which who waits for something would take for "not yet".
+            raise RuntimeError("nobody watches any more") from self._failed
 
     def _look(self) -> None:
-        while not self._ended.is_set():
-            found = self.headrace.kubectl.get("deployment", "--namespace", NAMESPACE, TRITON)
-            self.samples.append(
-                Sample(
-                    round(time.monotonic() - self.began, 1),
-                    _metric(self.headrace, LAG) or 0.0,
-                    _metric(self.headrace, WAIT) or 0.0,
-                    found["spec"]["replicas"],
-                    found["status"].get("readyReplicas", 0),
-                )
-            )
-            self._ended.wait(1.0)
+        try:
+            while not self._ended.is_set():
+                self.samples.append(self._sample())
+                self._ended.wait(1.0)
+        except BaseException as exc:  # noqa: BLE001  told by `last`, or at the end
+            self._failed = exc
+
+    def _sample(self) -> Sample:
+        lag, wait = (_metric(self.headrace, name) for name in (LAG, WAIT))
+        # Served before the watch began, and there is never no pod.
+        assert lag is not None, LAG
+        assert wait is not None, WAIT
+        found = self.headrace.kubectl.get("deployment", "--namespace", NAMESPACE, TRITON)
+        seconds = round(time.monotonic() - self.began, 1)
+        return Sample(seconds, lag, wait, found["spec"]["replicas"], found["status"].get("readyReplicas", 0))
 
 
 @pytest.mark.timeout(1200)
@@ -136,13 +156,17 @@ def test_a_backlog_brings_pods_that_take_part_and_go_again(headrace: Headrace) -
             headrace.await_ready(TRITON, MOST, seconds=SCALED_SECONDS)
             report = load.stop()
         drained = time.monotonic() - watch.began
+        # Before any of them goes again.
+        ran = {pod["metadata"]["name"]: headrace.metric(pod, DONE, model="slow") for pod in headrace.pods(TRITON)}
         eventually(
-            lambda: watch.samples[-1].wanted == 1 and watch.samples[-1].ready == 1,
+            lambda: watch.last().wanted == 1 and watch.last().ready == 1,
             seconds=2 * SCALED_SECONDS,
             what="one pod is left",
         )
     _keep(watch.samples)
     assert (len(report.answered), report.errors) == (CALLS, ())
+    assert len(ran) == MOST
+    assert all(ran.values()), ran
     assert max(sample.wanted for sample in watch.samples) == MOST
     rises = [later.wanted - earlier.wanted for earlier, later in zip(watch.samples, watch.samples[1:], strict=False)]
     first_down = next(number for number, rise in enumerate(rises) if rise < 0)

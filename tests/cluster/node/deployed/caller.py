@@ -1,4 +1,4 @@
-"""Calls a model with NVIDIA's own client, as anybody would who uses it, until standard input ends.
+"""Calls a model with NVIDIA's own client, or over REST, as anybody would who uses it, until standard input ends.
 
 Runs in a pod. Says `ready` once a call has succeeded, and at the end one line of JSON: when each answer came and how
 long it took, and each error with its time. What a call answers is compared with what it asked; nothing here tries
@@ -12,7 +12,9 @@ import os
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,8 @@ from tritonclient import grpc
 
 DEADLINE_SECONDS = 60.0
 NUMBERS = itertools.count()
+OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
+"""As callers in processes of their own have; clients of one process share one by default."""
 
 
 def simple(client: grpc.InferenceServerClient, headers: dict[str, str], _seconds: float) -> None:
@@ -34,9 +38,22 @@ def simple(client: grpc.InferenceServerClient, headers: dict[str, str], _seconds
 
 def slow(client: grpc.InferenceServerClient, headers: dict[str, str], seconds: float) -> None:
     """The model that takes its time, and tells which question it answers."""
-    asked = np.array([[seconds, next(NUMBERS) % 1_000_000]], np.float32)
+    asked = _question(seconds)
     result = client.infer("slow", [_tensor("SECONDS", asked)], headers=headers, client_timeout=DEADLINE_SECONDS)
     if not np.array_equal(result.as_numpy("ECHO"), asked):
+        raise AssertionError("a wrong answer")
+
+
+def slow_by_rest(url: str, headers: dict[str, str], seconds: float) -> None:
+    """The same as those who have no gRPC ask it: over a connection of its own."""
+    asked = _question(seconds)
+    tensor = {"name": "SECONDS", "datatype": "FP32", "shape": asked.shape, "data": asked.flatten().tolist()}
+    request = urllib.request.Request(
+        f"http://{url}/v2/models/slow/infer", json.dumps({"inputs": [tensor]}).encode(), headers
+    )
+    with urllib.request.urlopen(request, timeout=DEADLINE_SECONDS) as answer:  # noqa: S310  of the test
+        (output,) = json.load(answer)["outputs"]
+    if output["name"] != "ECHO" or not np.array_equal(np.array(output["data"], np.float32), asked.flatten()):
         raise AssertionError("a wrong answer")
 
 
@@ -46,10 +63,24 @@ MODELS: dict[str, Callable[[grpc.InferenceServerClient, dict[str, str], float], 
 }
 
 
+def _question(seconds: float) -> "np.ndarray[Any, Any]":
+    return np.array([[seconds, next(NUMBERS) % 1_000_000]], np.float32)
+
+
 def _tensor(name: str, values: "np.ndarray[Any, Any]") -> grpc.InferInput:
     tensor = grpc.InferInput(name, values.shape, "INT32" if values.dtype == np.int32 else "FP32")
     tensor.set_data_from_numpy(values)
     return tensor
+
+
+@contextmanager
+def asking(options: argparse.Namespace, headers: dict[str, str]) -> Iterator[Callable[[], None]]:
+    """One caller; what it yields makes one call."""
+    if options.rest:
+        yield lambda: slow_by_rest(options.url, headers, options.seconds)
+        return
+    with grpc.InferenceServerClient(options.url, channel_args=OWN_CONNECTION) as client:
+        yield lambda: MODELS[options.model](client, headers, options.seconds)
 
 
 def main() -> None:
@@ -57,6 +88,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", required=True)
     parser.add_argument("--model", choices=MODELS, default="simple")
+    parser.add_argument("--rest", action="store_true", help="call `slow` over REST")
     parser.add_argument("--seconds", type=float, default=0.0, help="how long `slow` takes")
     parser.add_argument("--callers", type=int, default=4)
     parser.add_argument("--calls", type=int, help="end after so many")
@@ -74,11 +106,11 @@ def main() -> None:
             print("ready", flush=True)  # noqa: T201  read by the test
 
     def call() -> None:
-        with grpc.InferenceServerClient(options.url) as client:
+        with asking(options, headers) as ask:
             while not ended.is_set() and next(left, None) is not None:
                 began = time.time()
                 try:
-                    MODELS[options.model](client, headers, options.seconds)
+                    ask()
                     answered.append((round(time.time(), 3), round(time.time() - began, 3)))
                 except Exception as exc:  # noqa: BLE001  whatever it is, it is what a user saw
                     took = round(time.time() - began, 3)

@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from headrace.runtime.scraped import samples
 from tests.acceptance.eventually import eventually
 from tests.cluster.kubectl import FIELD_MANAGER, Document, Kubectl
-from tests.cluster.node.deployed.load import Load, LoadAlone, load
+from tests.cluster.node.deployed.load import Load, LoadAlone, load, load_alone
 
 HERE = Path(__file__).parent
 NAMESPACE = "headrace"
@@ -16,6 +17,11 @@ GATEWAY, TRITON, ENVOY, KAFKA = "headrace-gateway", "headrace-triton", "headrace
 DEPLOYMENTS = (KAFKA, GATEWAY, TRITON, ENVOY)
 LOADS_AT_ONCE = 'string_value: "0"'
 ADDRESS = "headrace-gateway:8001"
+ENVOY_ADDRESS = "headrace-envoy:8000"
+ADMIN_PORTS = {GATEWAY: 8002, TRITON: 8004}
+RUNNING = {GATEWAY: "headrace_gateway_calls_waiting", TRITON: "headrace_router_running"}
+"""What tells how many calls a pod has under way."""
+BUSY_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -71,14 +77,35 @@ class Headrace:
         return self.run("exec", *stdin, "caller", "--", *command, given=given, seconds=seconds)
 
     @contextmanager
-    def load(self, *options: str, wait: bool = True) -> Iterator[Load]:
+    def load(self, *options: str, address: str = ADDRESS, wait: bool = True) -> Iterator[Load]:
         """Stock clients call through the Service within the block."""
-        with load(self.kubectl, NAMESPACE, "--url", ADDRESS, *options, wait=wait) as running:
+        with load(self.kubectl, NAMESPACE, "--url", address, *options, wait=wait) as running:
             yield running
 
-    def load_alone(self) -> "LoadAlone":
-        """The same without a connection to the caller meanwhile, until `stop`; some call has succeeded already."""
-        return LoadAlone(self.call, ADDRESS)
+    def load_alone(self, *options: str) -> AbstractContextManager[LoadAlone]:
+        """The same without a connection to the caller meanwhile."""
+        return load_alone(self.call, ADDRESS, *options)
+
+    def metric(self, pod: Document, name: str, **labels: str) -> float:
+        """The sum of those of a pod's series that have these labels, as the pod tells it now; 0 where it has none."""
+        port = ADMIN_PORTS[pod["metadata"]["labels"]["app.kubernetes.io/name"]]
+        path = f"/api/v1/namespaces/{NAMESPACE}/pods/{pod['metadata']['name']}:{port}/proxy/metrics"
+        told = samples(self.kubectl.run("get", "--raw", path))
+        return sum(number.value for number in told if number.name == name and labels.items() <= set(number.labels))
+
+    def total(self, deployment: str, name: str, **labels: str) -> float:
+        """The same of all of a deployment's pods."""
+        return sum(self.metric(pod, name, **labels) for pod in self.pods(deployment))
+
+    def busiest(self, deployment: str, model: str) -> Document:
+        """The pod that has most of a model's calls under way; some pod has."""
+
+        def most() -> Document | None:
+            running = [(self.metric(pod, RUNNING[deployment], model=model), pod) for pod in self.pods(deployment)]
+            calls, pod = max(running, key=lambda found: found[0])
+            return pod if calls else None
+
+        return eventually(most, seconds=BUSY_SECONDS, what=f"a pod of {deployment} has calls of {model}")
 
     def scale(self, name: str, replicas: int, *, seconds: float = 180.0) -> None:
         """So many pods, all of them ready."""
@@ -117,13 +144,24 @@ class Headrace:
 
         eventually(started_again, seconds=seconds, what=f"{container} is started again, and ready")
 
+    def await_unready(self, pod: Document, *, seconds: float) -> Document:
+        """Until the pod takes no part any more, and how it was then."""
+
+        def unready() -> Document | None:
+            now = self.kubectl.get("pod", "--namespace", NAMESPACE, pod["metadata"]["name"])
+            return None if is_ready(now) else now
+
+        return eventually(unready, seconds=seconds, what=f"{pod['metadata']['name']} is unready")
+
     @contextmanager
     def slow_to_load(self, seconds: int) -> Iterator[None]:
         """The model `slow` takes so long to load, in pods that start within the block."""
         self._apply_model(load_seconds=seconds)
-        yield
-        self._apply_model(load_seconds=0)
-        self.await_rollout(TRITON)
+        try:
+            yield
+        finally:
+            self._apply_model(load_seconds=0)
+            self.await_rollout(TRITON)
 
     def _apply_model(self, *, load_seconds: int) -> None:
         """As an operator does: the same files with another setting, in a map of its own name, which rolls the pods."""

@@ -2,9 +2,11 @@
 
 import itertools
 import json
+import shlex
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from tests.acceptance.eventually import eventually
@@ -12,6 +14,8 @@ from tests.cluster.kubectl import Kubectl
 
 READY_SECONDS = 120.0
 LAST_CALL_SECONDS = 180.0
+BUSY = ("--model", "slow", "--seconds", "0.1", "--callers", "8")
+"""More than two Triton pods run at once, so that each pod that answers has calls under way at any time."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,11 @@ class Failure:
     at: float
     took: float
     text: str
+
+    @property
+    def began(self) -> float:
+        """When it was made."""
+        return self.at - self.took
 
 
 @dataclass(frozen=True)
@@ -41,6 +50,11 @@ class Report:
             slowest=max((took for _, took in told["answered"]), default=0.0),
             errors=tuple(Failure(**error) for error in told["errors"]),
         )
+
+    @property
+    def longest(self) -> float:
+        """How long any call took, answered or not."""
+        return max([self.slowest, *(error.took for error in self.errors)])
 
     def silence(self, since: float) -> float:
         """The longest time without an answer that ended after `since`, in seconds; endless where none came later."""
@@ -71,31 +85,55 @@ class Load:
 class LoadAlone:
     """Callers that read from a pipe in the pod, whose end ends them, and write into a file there."""
 
-    def __init__(self, call: Callable[..., str], url: str) -> None:
+    def __init__(self, call: Callable[..., str]) -> None:
         self._call = call
-        program = f"python3 /caller/caller.py --url {url}"
+        self._report: Report | None = None
+
+    def start(self, url: str, *options: str) -> None:
+        """Returns once some call has succeeded."""
+        program = shlex.join(("python3", "/caller/caller.py", "--url", url, *options))
         self._shell(
             "rm -f /tmp/end /tmp/out; mkfifo /tmp/end;"
             f" setsid sh -c '{program} < /tmp/end > /tmp/out 2>&1' > /dev/null 2>&1 &"
-            # Held open until `stop`.
+            # Held open until `end`.
             " setsid sh -c 'exec 3> /tmp/end; echo $$ > /tmp/holder; exec sleep infinity' > /dev/null 2>&1 &"
         )
         eventually(
             lambda: "ready" in self._shell("cat /tmp/out || true"), seconds=READY_SECONDS, what="a call succeeded"
         )
 
+    def end(self) -> None:
+        """No new calls."""
+        self._shell("kill $(cat /tmp/holder)")
+
     def stop(self) -> Report:
         """No new calls; returns once the last one has ended."""
-        self._shell("kill $(cat /tmp/holder)")
-        done = eventually(
-            lambda: next((out for out in [self._shell("cat /tmp/out")] if out.endswith("}\n")), None),
-            seconds=LAST_CALL_SECONDS,
-            what="the callers have ended",
-        )
-        return Report.read(done)
+        if self._report is None:
+            self.end()
+            done = eventually(
+                lambda: next((out for out in [self._shell("cat /tmp/out")] if out.endswith("}\n")), None),
+                seconds=LAST_CALL_SECONDS,
+                what="the callers have ended",
+            )
+            self._report = Report.read(done)
+        return self._report
 
     def _shell(self, script: str) -> str:
         return self._call("sh", "-c", script)
+
+
+@contextmanager
+def load_alone(call: Callable[..., str], url: str, *options: str) -> Iterator[LoadAlone]:
+    """The same as `load`, by what runs a command in the caller's pod; nothing is connected to the pod meanwhile."""
+    running = LoadAlone(call)
+    try:
+        running.start(url, *options)
+        yield running
+    except BaseException:
+        with suppress(AssertionError):  # what failed may be that no command runs in pods
+            running.end()
+        raise
+    running.stop()
 
 
 @contextmanager
@@ -104,9 +142,19 @@ def load(kubectl: Kubectl, namespace: str, *options: str, wait: bool = True) -> 
     words = ("exec", "--stdin", "--namespace", namespace, "caller", "--", "python3", "/caller/caller.py")
     with kubectl.started(*words, *options) as process:
         if wait:
-            assert process.stdout is not None
-            line = process.stdout.readline()
+            line = _first_line(process)
             assert line == "ready\n", f"no call has succeeded: {line}{process.communicate()[1][-2000:]}"
         running = Load(process)
         yield running
         running.stop()
+
+
+def _first_line(process: "subprocess.Popen[str]") -> str:
+    """Empty where none comes in time, and then the process is ended."""
+    assert process.stdout is not None
+    late = threading.Timer(READY_SECONDS, process.kill)
+    late.start()
+    try:
+        return process.stdout.readline()
+    finally:
+        late.cancel()
