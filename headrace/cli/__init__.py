@@ -3,6 +3,9 @@
 One module per group of commands. Slow imports stay inside the commands that need them, so that `--help` is quick.
 """
 
+from headrace.runtime import orders  # noqa: F401  what it does is done by importing it
+
+# isort: split
 import sys
 from importlib import metadata
 from typing import Annotated

@@ -200,6 +200,7 @@ async def _until_told(main: Callable[[asyncio.Event], Awaitable[None]]) -> int:
 
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, told, signum)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # see `orders`
     try:
         await task
     except asyncio.CancelledError:

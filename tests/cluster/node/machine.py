@@ -74,7 +74,10 @@ class Machine:
         shutil.rmtree(self._home / "containerd", ignore_errors=True)
 
     def process(self, pod: Document, program: str) -> int:
-        """The process id, as the node counts, of the first of a pod's processes whose command line holds `program`."""
+        """The process id, as the node counts, of the first of a pod's processes whose command line holds `program`.
+
+        A shell that has started it is not it.
+        """
         found = []
         for entry in Path("/proc").iterdir():
             if not entry.name.isdigit():
@@ -84,7 +87,7 @@ class Machine:
                 command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
             except OSError:
                 continue  # gone meanwhile
-            if f"pod{pod['metadata']['uid']}" in groups and program in command:
+            if f"pod{pod['metadata']['uid']}" in groups and program in command and not command.startswith("bash "):
                 found.append(int(entry.name))
         assert found, f"no process of {pod['metadata']['name']} runs {program}"
         return min(found)

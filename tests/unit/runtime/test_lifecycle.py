@@ -24,6 +24,8 @@ from headrace.runtime.lifecycle import (
 )
 from headrace.runtime.settings import SettingsError
 
+PATIENCE_SECONDS = 20.0
+
 
 @contextmanager
 def python(code: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
@@ -80,6 +82,24 @@ def test_the_first_signal_asks_to_stop(signum: signal.Signals) -> None:
         await stop.wait()
 
     assert run(main) == 0
+
+
+@pytest.mark.parametrize(("pid", "status"), [(1, 0), (2, -signal.SIGTERM)])
+def test_an_order_that_comes_while_it_starts_ends_it(pid: int, status: int) -> None:
+    """The first process of a container, to which nothing happens by default, keeps it until it can obey."""
+    code = f"""
+import asyncio, os, signal, sys
+os.getpid = lambda: {pid}
+from headrace.runtime import orders
+signal.raise_signal(signal.SIGTERM)
+os.execv(sys.executable, [sys.executable, "-c", '''
+import asyncio, sys
+from headrace.runtime.lifecycle import run
+sys.exit(run(lambda stop: asyncio.wait_for(stop.wait(), {PATIENCE_SECONDS})))
+'''])
+"""
+    with python(code) as child:
+        assert child.wait(2 * PATIENCE_SECONDS) == status
 
 
 def test_the_second_signal_does_not_wait() -> None:
