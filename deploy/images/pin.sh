@@ -3,6 +3,7 @@
 # is run, whatever its tag points to later. Needs docker with buildx, and the way to the registries.
 #
 #   deploy/images/pin.sh            all of them
+#   deploy/images/pin.sh --base     all but ours, which are built on one of them and pushed nowhere yet
 #   deploy/images/pin.sh --check    fails where a digest is none, and asks nobody
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
@@ -22,17 +23,23 @@ digest() {
   docker buildx imagetools inspect "$1" --format '{{.Manifest.Digest}}'
 }
 
-# Three lines belong to each image: newName, newTag, digest.
-name="" tag=""
+# Four lines belong to each image: name, newName, newTag, digest.
+new=$(mktemp)
+trap 'rm -f "$new"' EXIT
+ours="" name="" tag=""
 while IFS= read -r line; do
   case $line in
+    *"- name: headrace-"*) ours=yes ;;
+    *"- name: "*) ours="" ;;
     *newName:*) name=${line##*: } ;;
     *newTag:*) tag=${line##*: } ;;
-    *digest:*) line="    digest: $(digest "$name:$tag")"; echo "$name:$tag ${line##*: }" >&2 ;;
+    *digest:*)
+      if [ -z "$ours" ] || [ "${1:-}" != --base ]; then line="    digest: $(digest "$name:$tag")"; echo "$name:$tag ${line##*: }" >&2; fi
+      ;;
   esac
   printf '%s\n' "$line"
-done < "$list" > "$list.new"
-mv "$list.new" "$list"
+done < "$list" > "$new"
+cat "$new" > "$list"
 
 for file in deploy/images/*/Dockerfile; do
   base=$(sed -n 's/^ARG BASE=\([^@]*\)@.*/\1/p' "$file")
