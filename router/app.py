@@ -63,7 +63,11 @@ async def serve(settings: RouterSettings, stop: asyncio.Event) -> None:
         if stop.is_set():
             return
         _log.info("router %s runs", router.key.id, extra={"event": "router_started", "router": router.key.id})
-        await serve_until(stop, router.background.failed(), router.consumer.failed())
+        try:
+            await serve_until(stop, router.background.failed(), router.consumer.failed())
+        except LogUnavailableError:
+            await router.drain()  # nothing new comes from the log, and what runs is answered all the same
+            raise
         await router.drain()
 
 

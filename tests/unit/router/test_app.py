@@ -11,7 +11,7 @@ from cryptography import x509
 
 from headrace.bus.answers.whereabouts import Whereabouts
 from headrace.bus.memory.usage import MemoryUsage
-from headrace.bus.protocols import SeenEnd, TopicPartition, UsageBatch
+from headrace.bus.protocols import LogUnavailableError, SeenEnd, TopicPartition, UsageBatch
 from headrace.bus.settings import KafkaSettings, PoolSettings, ReplyTrustSettings, TopicSettings
 from headrace.bus.topics import request_topic
 from headrace.bus.usage import read_reports
@@ -175,6 +175,35 @@ async def test_a_router_ends_with_any_of_its_parts(
     ended, _ = await asyncio.wait([serving], timeout=SECONDS)
 
     assert [repr(each.exception()) for each in ended] == ["LookupError('a part is broken')"]
+
+
+async def test_a_router_that_may_read_no_more_answers_what_it_runs_and_then_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drained = False
+
+    async def refused() -> None:
+        raise LogUnavailableError("the broker does not let this router into its group")
+
+    class Running(Router):
+        """A router that has found its broker."""
+
+        async def start(self, owned: AsyncExitStack, stop: asyncio.Event) -> None:
+            del stop
+            await owned.enter_async_context(self.background)
+            monkeypatch.setattr(self.consumer, "failed", refused)
+
+        async def drain(self) -> None:
+            nonlocal drained
+            drained = True
+
+    monkeypatch.setattr("headrace.runtime.logs.configure", lambda *_, **__: None)
+    monkeypatch.setattr(app, "Router", Running)
+
+    with pytest.raises(LogUnavailableError):
+        await asyncio.wait_for(app.serve(settings(tmp_path), asyncio.Event()), SECONDS)
+
+    assert drained
 
 
 # Readiness: what a rolling upgrade goes by.
