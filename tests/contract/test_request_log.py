@@ -301,6 +301,27 @@ async def test_a_pause_holds_for_partitions_that_come_later(carrier: LogCarrier,
 # Lag.
 
 
+async def test_partitions_that_left_while_their_topic_was_paused_are_read_when_they_are_back(
+    carrier: LogCarrier, group: str
+) -> None:
+    """A topic with a long queue is paused most of the time, also when a pod comes that takes a part and goes again."""
+    topic = await carrier.topic(4)
+    stays = await carrier.taker(group, [topic])
+    await stays.until(lambda: len(stays.owned) == 4)
+    stays.consumer.pause(topic)
+    comes = await carrier.taker(group, [topic])
+    await comes.until(lambda: len(comes.owned) == 2)
+    await stays.until(lambda: len(stays.owned) == 2)
+    stays.consumer.resume(topic)
+
+    await carrier.leave(comes)
+    await stays.until(lambda: len(stays.owned) == 4)
+    ids = await published(carrier, topic, 40, partitions=4)
+
+    await until_fetched(stays, 40)
+    assert stays.ids == ids
+
+
 async def lag_is(taker: Taker, wanted: int, *, partitions: int) -> None:
     """It is measured once in a while, and nothing tells when."""
     async with asyncio.timeout(15):

@@ -380,6 +380,8 @@ class KafkaConsumer:
 
     def _assign(self, consumer: Consumer, places: list[RdPartition]) -> None:
         consumer.incremental_assign(places)
+        # One that left while its topic was paused is still paused when it comes back: librdkafka forgets no pause.
+        consumer.resume(places)
         self._shared, self._none_at = True, math.inf
         ours = [_key(place) for place in places]
         # What was measured is of another time.
