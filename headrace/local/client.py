@@ -135,7 +135,8 @@ class Gateway:
         if status == "UNAVAILABLE" and "connect" in text.lower():
             if self._tls_ca is not None:
                 return f"no gateway that {self._tls_ca} vouches for answers at {self._url}: is it running, with TLS?"
-            return f"no gateway answers at {self._url}: is it running? (headrace up, headrace status; --tls-ca for TLS)"
+            hints = "headrace up, headrace status; a port-forward ends with its pod; --tls-ca for TLS"
+            return f"no gateway answers at {self._url}: is it running? ({hints})"
         said = reason or status
         return f"{said}: {text}{wait}" if said else text
 

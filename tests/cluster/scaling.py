@@ -71,11 +71,15 @@ def steady(pods: float) -> Callable[[], float]:
 
 
 def saw_tooth(*, low: float, high: float, seconds: float) -> Callable[[], float]:
-    """Climbs from low to high and falls back at once, again and again, from now on."""
+    """Climbs from low to high, stays for as long as it climbed, and falls back at once, again and again, from now on.
+
+    It stays for a controller that is late: a peak that nobody looked at is none.
+    """
     began = time.monotonic()
 
     def now() -> float:
-        return low + (high - low) * ((time.monotonic() - began) % seconds) / seconds
+        part = (time.monotonic() - began) % seconds / seconds
+        return low + (high - low) * min(1.0, 2 * part)
 
     return now
 

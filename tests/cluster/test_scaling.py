@@ -28,9 +28,9 @@ SCENE = Case("scaling", manifests.ROOT / "base", (manifests.ROOT / "components" 
 """Every autoscaler that is the cluster's own; KEDA's are made by its operator."""
 NERVOUS = "headrace-test-nervous"
 
-TOOTH_SECONDS = 4.0
-"""Two minutes: shorter than every window, longer than the way up takes."""
-TEETH = 4
+TOOTH_SECONDS = 8.0
+"""Four minutes: shorter than every window, longer than the way up takes."""
+TEETH = 3
 LOW, HIGH, OVERLOAD = 0.3, 0.7, 10.0
 """Of what the most pods that an autoscaler may run are worth."""
 TOLERANCE = 0.1

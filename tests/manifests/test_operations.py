@@ -2,9 +2,11 @@
 
 import os
 import re
+import shutil
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -16,15 +18,21 @@ HOWTO = ROOT / "docs" / "howto"
 Operation = Callable[[str, list[Json]], Manifests]
 
 
-def patches(page: str) -> list[Json]:
-    """The patches of a page, in its order."""
-    text = (HOWTO / page).read_text(encoding="utf-8")
+def patches(page: str, section: str) -> list[Json]:
+    """The patches of a page's section, in its order."""
     found: list[Json] = []
-    for block in re.findall(r"(?:^(?: {4,}.*)?\n)+", text, re.MULTILINE):
-        if "- target:" in block:
-            said = yaml.safe_load(textwrap.dedent(block))
-            found += said["patches"] if isinstance(said, dict) else said
+    for said in blocks(page, section):
+        found += said["patches"] if isinstance(said, dict) else said
     return found
+
+
+def blocks(page: str, section: str) -> list[Any]:  # Any: YAML of any kind
+    """What a section tells an overlay to have."""
+    text = (HOWTO / page).read_text(encoding="utf-8")
+    _, found, rest = text.partition(f"\n## {section}\n")
+    assert found, section
+    shown = re.findall(r"(?:^(?: {4,}.*)?\n)+", rest.partition("\n## ")[0], re.MULTILINE)
+    return [yaml.safe_load(textwrap.dedent(block)) for block in shown if "- target:" in block]
 
 
 @pytest.fixture
@@ -47,7 +55,7 @@ def operate(tmp_path: Path) -> Operation:
 
 
 def test_a_canary_runs_another_revision_and_its_gateway_waits_for_it(operate: Operation) -> None:
-    manifests = operate("canary", patches("canary.md"))
+    manifests = operate("canary", patches("canary.md", "Begin"))
     pods = {pod.name.partition("/")[2]: pod for pod in manifests.pods}
 
     revisions = {
@@ -70,8 +78,34 @@ def test_a_canary_stands_behind_the_same_services(operate: Operation) -> None:
     assert set(pools.values()) == {"canary"}
 
 
+def test_a_canary_without_a_store_mounts_another_model(tmp_path: Path) -> None:
+    """On the local overlay, whose own patches must reach the second pool too."""
+    deploy = tmp_path / "deploy" / "k8s"
+    shutil.copytree(K8S, deploy)
+    overlay = deploy / "overlays" / "local"
+    shutil.copytree(overlay / "models" / "simple" / "1", overlay / "models" / "simple-2")
+    shutil.copy(overlay / "models" / "simple" / "config.pbtxt", overlay / "models" / "simple-2")
+    kustomization = yaml.safe_load((overlay / "kustomization.yaml").read_text(encoding="utf-8"))
+    (told,) = blocks("canary.md", "Without a model store")
+    for name, entries in told.items():
+        kustomization[name] += entries
+    kustomization["components"].insert(0, "../../components/canary")
+    (overlay / "kustomization.yaml").write_text(yaml.safe_dump(kustomization), encoding="utf-8")
+
+    manifests = Manifests("local with a canary", render(overlay))
+    mounted = {
+        pod.name.partition("/")[2]: next(each for each in pod.spec["volumes"] if each["name"] == "models")["configMap"]
+        for pod in manifests.pods
+        if pod.component == "router"
+    }
+    names = {name: re.sub(r"-[a-z0-9]{10}$", "", each["name"]) for name, each in mounted.items()}
+    assert names == {"headrace-triton": "headrace-model-simple", "headrace-triton-canary": "headrace-model-simple-2"}
+    assert all(manifests.find("ConfigMap", each["name"]) for each in mounted.values())
+    assert broken(manifests) == []
+
+
 def test_blue_green_switches_the_gateways_alone(operate: Operation) -> None:
-    manifests = operate("blue-green", patches("upgrade.md"))
+    manifests = operate("blue-green", patches("upgrade.md", "Blue-green"))
     served = {
         pod.name.partition("/")[2]: pod.labels["headrace.dev/pool"]
         for pod in manifests.pods
