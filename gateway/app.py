@@ -34,7 +34,7 @@ from headrace.bus.answers.wire import Trust
 from headrace.bus.beacon import Beacon
 from headrace.bus.control import KafkaAnnouncements, KafkaUsage, TopicMissingError, Topics, until_own_topics
 from headrace.bus.log import KafkaPublisher
-from headrace.bus.protocols import LogError, LogUnavailableError, Outcome, RouterKey, UsageLog
+from headrace.bus.protocols import LogError, Outcome, RouterKey
 from headrace.bus.usage import UsageMeter
 from headrace.bus.v1.announcement_pb2 import Announcement, GatewayHeartbeat
 from headrace.runtime import logs
@@ -212,9 +212,9 @@ class Gateway:
         await enter(self._announcements)
         await enter(self._publisher)
         usage_log = await enter(KafkaUsage(self._settings.kafka, client_id=self._client_id))
-        owned.push_async_callback(self._last_usage, usage_log)
+        owned.push_async_callback(self._usage.end, usage_log, seconds=_GOODBYE_SECONDS)
         beacon = Beacon(self._announcements, key=gateway_key(self._id), heartbeat=self._heartbeat)
-        owned.push_async_callback(self._goodbye, beacon)
+        owned.push_async_callback(beacon.leave, seconds=_GOODBYE_SECONDS)
         await enter(self.background)
         self.background.spawn("announcements", self._follow())
         self.background.spawn("beacon", beacon.keep())
@@ -286,20 +286,6 @@ class Gateway:
             await until_own_topics(self._settings.kafka, topics, self._client_id)
         except TopicMissingError as exc:
             raise Unstartable(str(exc)) from None
-
-    async def _goodbye(self, beacon: Beacon) -> None:
-        try:
-            async with asyncio.timeout(_GOODBYE_SECONDS):
-                await beacon.leave()
-        except (TimeoutError, LogUnavailableError):
-            _log.warning("left without a word: the log is away", extra={"event": "goodbye_failed"})
-
-    async def _last_usage(self, usage_log: UsageLog) -> None:
-        try:
-            async with asyncio.timeout(_GOODBYE_SECONDS):
-                await self._usage.flush(usage_log)
-        except (TimeoutError, LogUnavailableError):
-            _log.warning("the last usage was not published: the log is away", extra={"event": "usage_lost"})
 
     def _heartbeat(self, beat: int) -> Announcement:
         return Announcement(

@@ -20,7 +20,6 @@ from headrace.bus.log import KafkaConsumer
 from headrace.bus.protocols import (
     Failure,
     Link,
-    LogError,
     LogUnavailableError,
     Outcome,
     Record,
@@ -239,21 +238,9 @@ class Router:
 
     async def _last_words(self, usage_log: UsageLog) -> None:
         """Together, so that a log that is away holds up the end once."""
-        await asyncio.gather(self._last_usage(usage_log), self._goodbye())
-
-    async def _last_usage(self, usage_log: UsageLog) -> None:
-        try:
-            async with asyncio.timeout(_FLUSH_SECONDS):
-                await self._usage.flush(usage_log)
-        except (TimeoutError, LogError):
-            _log.warning("the last usage was not published: the log is away", extra={"event": "usage_lost"})
-
-    async def _goodbye(self) -> None:
-        try:
-            async with asyncio.timeout(_FLUSH_SECONDS):
-                await self._beacon.leave()
-        except (TimeoutError, LogUnavailableError):
-            _log.warning("left without a word: the log is away", extra={"event": "goodbye_failed"})
+        await asyncio.gather(
+            self._usage.end(usage_log, seconds=_FLUSH_SECONDS), self._beacon.leave(seconds=_FLUSH_SECONDS)
+        )
 
     def _readiness(self) -> Readiness:
         if self._description.leaving:

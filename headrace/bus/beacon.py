@@ -104,9 +104,16 @@ class Beacon:
                 if self._wanted:
                     self._due.set()
 
-    async def leave(self) -> None:
-        """Take back the heartbeat: this process is gone from now on. Raises LogUnavailableError."""
-        await self._log.announce(self._key, None)
+    async def leave(self, *, seconds: float) -> None:
+        """Take back the heartbeat: this process is gone from now on.
+
+        A log that does not take it in so many seconds is told of; the others notice by silence.
+        """
+        try:
+            async with asyncio.timeout(seconds):
+                await self._log.announce(self._key, None)
+        except (TimeoutError, LogUnavailableError):
+            _log.warning("left without a word: the log is away", extra={"event": "goodbye_failed"})
 
     async def _try(self, announce: Callable[[], Awaitable[None]]) -> None:
         try:

@@ -109,6 +109,14 @@ class UsageMeter:
         self._sums = {}
         await self._publish(log)
 
+    async def end(self, log: UsageLog, *, seconds: float) -> None:
+        """Publish what is left. What the log does not take in so many seconds is in no sum, which is told."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self.flush(log)
+        except (TimeoutError, LogError):
+            _log.warning("the last usage was not published: the log is away", extra={"event": "usage_lost"})
+
     async def _publish(self, log: UsageLog) -> None:
         while self._due or self._closing:
             if not self._due:

@@ -259,9 +259,20 @@ async def test_what_is_forgotten_is_taken_back_once(log: ToldLog, beacon: Beacon
 
 async def test_leaving_takes_back_the_heartbeat(log: ToldLog, beacon: Beacon) -> None:
     await beacon.beat()
-    await beacon.leave()
+    await beacon.leave(seconds=SECONDS)
     assert log.said == [(OWN, heartbeat(1)), (OWN, None)]
 
-    log.available = False
-    with pytest.raises(LogUnavailableError):
-        await beacon.leave()
+
+@pytest.mark.parametrize("stuck", [True, False])
+async def test_a_log_that_is_away_does_not_hold_up_a_goodbye(
+    log: ToldLog, beacon: Beacon, caplog: pytest.LogCaptureFixture, *, stuck: bool
+) -> None:
+    if stuck:
+        log.go_on.clear()
+    else:
+        log.available = False
+
+    async with asyncio.timeout(SECONDS):
+        await beacon.leave(seconds=0.01 if stuck else SECONDS)
+
+    assert [getattr(record, "event", "") for record in caplog.records] == ["goodbye_failed"]

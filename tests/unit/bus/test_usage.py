@@ -186,6 +186,27 @@ async def kept(meter: UsageMeter, log: MemoryUsage | FatefulLog, until: Callable
     await asyncio.gather(keeping, return_exceptions=True)
 
 
+@pytest.mark.parametrize("fate", [Fate.CANCELLED, Fate.REFUSED])
+async def test_a_log_that_takes_no_usage_does_not_hold_up_the_end(fate: Fate, caplog: pytest.LogCaptureFixture) -> None:
+    """One that neither takes nor refuses as little as one that is away."""
+    log, meter = FatefulLog([fate]), UsageMeter("s")
+    meter.add("acme", "simple", calls=1)
+
+    async with asyncio.timeout(10):
+        await meter.end(log, seconds=0.01 if fate is Fate.CANCELLED else 10)
+
+    assert [getattr(record, "event", "") for record in caplog.records] == ["usage_lost"]
+
+
+async def test_the_end_publishes_what_is_left() -> None:
+    log, meter = MemoryUsage(), UsageMeter("s")
+    meter.add("acme", "simple", calls=1)
+
+    await meter.end(log, seconds=10)
+
+    assert calls(log) == {("acme", "", "simple"): 1}
+
+
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reports are made as often as the loop turns."""
