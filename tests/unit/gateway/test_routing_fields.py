@@ -184,6 +184,7 @@ def test_a_large_tensor_is_stepped_over() -> None:
 @given(parameters)
 def test_a_request_is_in_a_sequence_where_it_names_one(values: dict[str, bool | int | str]) -> None:
     values = {"sequence_start": True, **values}
+    values.pop("sequence_id", None)
     for named in (None, 0, "", 7, -1, "session"):
         request = parameter_map(values if named is None else {**values, "sequence_id": named})
         assert in_sequence(request.SerializeToString()) == bool(named)
