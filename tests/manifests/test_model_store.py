@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -9,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from tests.manifests.rendering import K8S
+from tests.parts import missing
 
 STORE = K8S / "components" / "model-store"
 FILES = {"simple/config.pbtxt": "name: 'simple'", "simple/1/model.py": "pass", "two words/1/model.plan": "x"}
 # Has the remote at hand: what it is told is `--config FILE sync … FROM TO`.
-RCLONE = """#!/bin/bash
+FAKE_RCLONE = """#!/bin/bash
 rm -rf "${@: -1}"/* && cp -R "${@: -2:1}/." "${@: -1}/"
 """
 
@@ -31,20 +33,37 @@ def revision(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.fixture(params=["s3/sync.sh", "nfs/check.sh"])
+@pytest.fixture(params=["s3 by a fake", "s3 by rclone", "nfs"])
 def fetch(request: pytest.FixtureRequest, tmp_path: Path) -> Run:
-    script = tmp_path / "fetch.sh"
-    text = (STORE / request.param).read_text()
+    """The script of one kind of store, its folders in the test's own."""
+    kind, _, client = request.param.partition(" by ")
+    config = tmp_path / "rclone.conf"
+    places = {
+        "target=/models": f"target='{tmp_path}/models'",
+        "/etc/headrace/model-store/rclone.conf": f"'{config}'",
+        "/store/": f"{tmp_path}/store/",
+    }
+    text = (STORE / {"s3": "s3/sync.sh", "nfs": "nfs/check.sh"}[kind]).read_text()
     assert "target=/models" in text
+    for place, own in places.items():
+        text = text.replace(place, own)
+    script = tmp_path / "fetch.sh"
+    script.write_text(text)
     models = tmp_path / "models"
     models.mkdir()
     (models / "left over").write_text("from before")
-    script.write_text(text.replace("target=/models", f"target='{models}'").replace("/store/", f"{tmp_path}/store/"))
-    tools = tmp_path / "tools"
-    tools.mkdir()
-    (tools / "rclone").write_text(RCLONE)
-    (tools / "rclone").chmod(0o755)
-    environment = {"PATH": f"{tools}:{os.environ['PATH']}", "SOURCE": str(tmp_path / "store"), "REVISION": "1"}
+    environment = {"PATH": os.environ["PATH"], "SOURCE": str(tmp_path / "store"), "REVISION": "1"}
+    if client == "a fake":
+        tools = tmp_path / "tools"
+        tools.mkdir()
+        (tools / "rclone").write_text(FAKE_RCLONE)
+        (tools / "rclone").chmod(0o755)
+        environment["PATH"] = f"{tools}:{environment['PATH']}"
+    elif client == "rclone":
+        if shutil.which("rclone") is None:
+            missing("rclone", "apt-get install rclone")
+        config.write_text(f"[store]\ntype = alias\nremote = {tmp_path}/store\n")
+        environment["SOURCE"] = "store:"
 
     def run() -> subprocess.CompletedProcess[str]:
         return subprocess.run(["/bin/sh", str(script)], env=environment, capture_output=True, text=True, check=False)
