@@ -15,8 +15,6 @@ PART_OF = "app.kubernetes.io/part-of"
 POOL = "headrace.dev/pool"
 REPLICATED = frozenset({"gateway", "router", "envoy"})
 """Components of which there are several: spread, with a budget, rolled without a gap."""
-OTHERS = frozenset({"Kafka", "KafkaNodePool", "KafkaTopic", "KafkaUser", "Certificate", "Issuer"})
-"""Kinds of operators, which label what they make themselves."""
 RESTRICTED_VOLUMES = frozenset(
     {"configMap", "secret", "emptyDir", "projected", "persistentVolumeClaim", "downwardAPI", "csi", "ephemeral"}
 )
@@ -146,8 +144,6 @@ def labels(manifests: Manifests) -> Iterator[str]:  # noqa: C901  a list of look
     """Everything is part of Headrace; what makes pods finds its own and nobody else's."""
     selectors: Counter[tuple[tuple[str, str], ...]] = Counter()
     for each in manifests.objects:
-        if each["kind"] in OTHERS or each["kind"] in {"Namespace", "ConfigMap", "Secret"}:
-            continue
         if each["metadata"].get("labels", {}).get(PART_OF) != "headrace":
             yield f"{each['kind']}/{each['metadata']['name']}: part of nothing"
     for pod in manifests.pods:

@@ -169,7 +169,12 @@ def render_set(components: Sequence[str], scratch: Path, *, root: str = "base") 
     """The base, or what else is the root, with these components."""
     # kustomize takes folders by relative paths alone.
     relative = [os.path.relpath(K8S / path, scratch) for path in (root, *components)]
-    kustomization = {"namespace": "headrace", "resources": relative[:1], "components": relative[1:]}
+    kustomization = {
+        "namespace": "headrace",
+        "labels": [{"pairs": {"app.kubernetes.io/part-of": "headrace"}}],  # as every overlay does
+        "resources": relative[:1],
+        "components": relative[1:],
+    }
     (scratch / "kustomization.yaml").write_text(yaml.safe_dump(kustomization), encoding="utf-8")
     return render(scratch)
 

@@ -218,12 +218,16 @@ SPOILT: dict[str, tuple[Rule, Spoil]] = {
     "hasty": (scaling.patient, lambda m: hpa(m)["behavior"]["scaleDown"].update(stabilizationWindowSeconds=60)),
     "all at once": (scaling.patient, lambda m: hpa(m)["behavior"]["scaleDown"]["policies"][0].update(value=5)),
     "blind to what runs": (scaling.sees_what_runs, lambda m: hpa(m)["metrics"].pop()),
+    "a certificate that is part of nothing": (
+        pod_rules.labels,
+        lambda m: the(m, "Certificate", "headrace-gateway-reply")["metadata"]["labels"].clear(),
+    ),
     "open pods": (network.denied, lambda m: drop(m, "NetworkPolicy", "nobody-may-anything")),
     "a flow too many": (
         network.flows,
         lambda m: (
             reply_rule(m)["from"].append({"podSelector": {"matchLabels": {"app.kubernetes.io/component": "envoy"}}})
-            or the(m, "NetworkPolicy", "anybody-reaches-envoy")["spec"]["egress"][1]["ports"].append({"port": 8003})
+            or the(m, "NetworkPolicy", "anybody-reaches-envoy")["spec"]["egress"][0]["ports"].append({"port": 8003})
         ),
     ),
     "a flow too few": (network.flows, lambda m: reply_rule(m).update(ports=[{"port": 8001}])),
@@ -235,7 +239,7 @@ SPOILT: dict[str, tuple[Rule, Spoil]] = {
     ),
     "no names": (
         network.names,
-        lambda m: the(m, "NetworkPolicy", "routers-reach-the-gateways-reply-port")["spec"]["egress"].pop(0),
+        lambda m: drop(m, "NetworkPolicy", "all-that-name-somebody-reach-dns"),
     ),
 }
 

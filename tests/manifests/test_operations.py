@@ -35,15 +35,23 @@ def blocks(page: str, section: str) -> list[Any]:  # Any: YAML of any kind
     return [yaml.safe_load(textwrap.dedent(block)) for block in shown if "- target:" in block]
 
 
+@pytest.fixture(params=["s3", "nfs"])
+def store(request: pytest.FixtureRequest) -> str:
+    """Where models come from: the pages' patches hold for either."""
+    return str(request.param)
+
+
 @pytest.fixture
-def operate(tmp_path: Path) -> Operation:
+def operate(tmp_path: Path, store: str) -> Operation:
     """A set of components with patches on top."""
 
     def make(case: str, wanted: list[Json]) -> Manifests:
-        paths = ["base", *(f"components/{each}" for each in SETS[case]), "overlays/images"]
+        components = [each.replace("model-store/s3", f"model-store/{store}") for each in SETS[case]]
+        paths = ["base", *(f"components/{each}" for each in components), "overlays/images"]
         relative = [os.path.relpath(K8S / path, tmp_path) for path in paths]
         kustomization = {
             "namespace": "headrace",
+            "labels": [{"pairs": {"app.kubernetes.io/part-of": "headrace"}}],
             "resources": relative[:1],
             "components": relative[1:],
             "patches": wanted,
