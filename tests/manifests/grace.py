@@ -3,7 +3,7 @@
 The parts that are no settings are the processes' own constants; whoever changes one changes the sum.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import gateway.app
 import router.app
@@ -18,9 +18,18 @@ SLACK_SECONDS = 5
 """At least, for what takes no time on a good day."""
 AUTOSCALER_SECONDS = 600
 """What the cluster autoscaler gives a pod by default."""
+DEFAULT_SECONDS = 30
+"""What a pod is given that says nothing."""
 SPOT_SECONDS = 120
 """What AWS gives a node; some seconds of it pass before the drain begins."""
 SPOT_START_SECONDS = 10
+SPOT_NODES: Mapping[str, str] = {
+    "karpenter.sh/capacity-type": "spot",
+    "eks.amazonaws.com/capacityType": "SPOT",
+    "cloud.google.com/gke-spot": "true",
+    "kubernetes.azure.com/scalesetpriority": "spot",
+}
+"""How clouds label nodes that they may take back. Not every cloud taints them."""
 
 
 def gateway_seconds(pod: Pod, settings: GatewaySettings) -> float:
@@ -104,12 +113,29 @@ def is_noticed(manifests: Manifests) -> Iterator[str]:
 
 
 def within_the_notice(manifests: Manifests) -> Iterator[str]:
-    """A pod that may be on a spot node is gone before the node is."""
+    """A pod that may be on a spot node, as every one may that does not keep off them, is gone before the node is."""
+    if not _has_spot_nodes(manifests):
+        return
     for pod in manifests.pods:
-        if "spot" not in pod.spec.get("priorityClassName", ""):
-            continue
-        if pod.spec["terminationGracePeriodSeconds"] > SPOT_SECONDS - SPOT_START_SECONDS:
+        given = pod.spec.get("terminationGracePeriodSeconds", DEFAULT_SECONDS)
+        if not _keeps_off_spot(pod.spec) and given > SPOT_SECONDS - SPOT_START_SECONDS:
             yield f"{pod.name}: outlives its node"
+
+
+def off_spot(manifests: Manifests) -> Iterator[str]:
+    """What holds connections, counts or keeps records, all that lasts but Triton, is on no spot node."""
+    if not _has_spot_nodes(manifests):
+        return
+    for pod in manifests.pods:
+        if pod.lasting and pod.component != "router" and not _keeps_off_spot(pod.spec):
+            yield f"{pod.name}: may be on a node that goes at any time"
+    for each in manifests.of("Kafka"):
+        if not _keeps_off_spot(each["spec"]["kafka"].get("template", {}).get("pod", {})):
+            yield f"Kafka/{each['metadata']['name']}: its brokers may be on nodes that go at any time"
+    for each in manifests.of("KafkaNodePool"):
+        # Strimzi takes it in the place of its Kafka's.
+        if "template" in each["spec"] and not _keeps_off_spot(each["spec"]["template"].get("pod", {})):
+            yield f"KafkaNodePool/{each['metadata']['name']}: its brokers may be on nodes that go at any time"
 
 
 def longest_call(manifests: Manifests) -> float:
@@ -125,10 +151,25 @@ def longest_call(manifests: Manifests) -> float:
 def _envoy(manifests: Manifests, pod: Pod) -> Iterator[str]:
     command = pod.container("envoy")["lifecycle"]["preStop"]["exec"]["command"]
     waits = 5 + int(command[-1])
-    if int(command[-1]) < longest_call(manifests):
-        yield f"{pod.name}: does not wait for the longest call"
+    if int(command[-1]) != longest_call(manifests):
+        yield f"{pod.name}: waits {command[-1]} s for calls of {longest_call(manifests):g} s"
     if pod.spec["terminationGracePeriodSeconds"] < waits + SLACK_SECONDS:
         yield f"{pod.name}: is cut off while it drains"
+
+
+def _has_spot_nodes(manifests: Manifests) -> bool:
+    return any("spot" in pod.spec.get("priorityClassName", "") for pod in manifests.pods)
+
+
+def _keeps_off_spot(pod: Json) -> bool:
+    required = pod.get("affinity", {}).get("nodeAffinity", {}).get("requiredDuringSchedulingIgnoredDuringExecution", {})
+    terms = required.get("nodeSelectorTerms", ())
+    # Terms are alternatives: each must refuse them all.
+    return bool(terms) and all(
+        {"key": key, "operator": "NotIn", "values": [value]} in term.get("matchExpressions", ())
+        for term in terms
+        for key, value in SPOT_NODES.items()
+    )
 
 
 def _sleep(container: Json) -> float:
@@ -136,4 +177,4 @@ def _sleep(container: Json) -> float:
     return float(hook.get("sleep", {}).get("seconds", 0))
 
 
-RULES = (fits, nothing_is_cut, is_noticed, within_the_notice)
+RULES = (fits, nothing_is_cut, is_noticed, within_the_notice, off_spot)

@@ -21,6 +21,10 @@ RESTRICTED_VOLUMES = frozenset(
 PROBED_PATHS = {"gateway": ("/livez", "/readyz"), "router": ("/livez", "/readyz"), "aggregator": ("/livez", "/readyz")}
 MODELS_SECONDS = 900
 """What large models take to load, at least."""
+STATELESS = frozenset({"gateway", "router", "envoy", "aggregator"})
+"""Components whose pods have nothing on their nodes' disks but scratch, and copies."""
+LOCAL_VOLUMES = "cluster-autoscaler.kubernetes.io/safe-to-evict-local-volumes"
+"""Names, with a comma and nothing else between them."""
 DRAIN_SECONDS = 60
 """A pod that is given longer has calls to end."""
 HUNG_SECONDS = 15
@@ -140,7 +144,7 @@ def accounts(manifests: Manifests) -> Iterator[str]:
         yield f"{each['kind']}/{each['metadata']['name']}: nobody needs rights"
 
 
-def labels(manifests: Manifests) -> Iterator[str]:  # noqa: C901  a list of looks, none of which depends on another
+def labels(manifests: Manifests) -> Iterator[str]:
     """Everything is part of Headrace; what makes pods finds its own and nobody else's."""
     selectors: Counter[tuple[tuple[str, str], ...]] = Counter()
     for each in manifests.objects:
@@ -357,6 +361,24 @@ def budgets(manifests: Manifests) -> Iterator[str]:
             yield f"PodDisruptionBudget/{each['metadata']['name']}: of nobody"
 
 
+def evictable(manifests: Manifests) -> Iterator[str]:
+    """A node is never kept for what a stateless pod has on its disk, and never taken for what another pod has."""
+    for pod in manifests.pods:
+        said = pod.owner["spec"]["template"]["metadata"].get("annotations", {}).get(LOCAL_VOLUMES)
+        if pod.component not in STATELESS:
+            if said is not None:
+                yield f"{pod.name}: its node may be taken, and what it keeps there"
+            continue
+        named = set() if said is None else set(said.split(","))
+        volumes = pod.spec.get("volumes", ())
+        # What is in memory holds up nobody.
+        on_disk = {v["name"] for v in volumes if "emptyDir" in v and v["emptyDir"].get("medium") != "Memory"}
+        yield from (f"{pod.name}: its {each} keeps its node" for each in sorted(on_disk - named))
+        # An overlay may put something else in the place of a scratch volume.
+        gone = named - {v["name"] for v in volumes}
+        yield from (f"{pod.name}: has no volume {each}, whose loss it allows" for each in sorted(gone))
+
+
 def rollouts(manifests: Manifests) -> Iterator[str]:
     """A new pod first, then an old one goes."""
     for pod in _replicated(manifests):
@@ -394,5 +416,6 @@ RULES = (
     tritons,
     spread,
     budgets,
+    evictable,
     rollouts,
 )

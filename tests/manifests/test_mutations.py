@@ -25,6 +25,24 @@ def triton(manifests: Manifests) -> Json:
     return pod(manifests, "headrace-triton").container("triton")
 
 
+def envoy(manifests: Manifests) -> Json:
+    return pod(manifests, "headrace-envoy").container("envoy")
+
+
+def local_volumes(manifests: Manifests, name: str) -> Json:
+    """The annotations of a pod's template."""
+    metadata: Json = pod(manifests, f"headrace-{name}").owner["spec"]["template"]["metadata"]
+    annotations: Json = metadata.setdefault("annotations", {})
+    return annotations
+
+
+def not_in(manifests: Manifests, name: str) -> list[Json]:
+    node: Json = pod(manifests, name).spec["affinity"]["nodeAffinity"]
+    (term,) = node["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    found: list[Json] = term["matchExpressions"]
+    return found
+
+
 def the(manifests: Manifests, kind: str, name: str) -> Json:
     found = manifests.find(kind, name)
     assert found is not None, (kind, name)
@@ -176,6 +194,23 @@ SPOILT: dict[str, tuple[Rule, Spoil]] = {
     ),
     "no zones": (pod_rules.spread, lambda m: pod(m, "headrace-triton").spec["topologySpreadConstraints"].pop(0)),
     "no budget": (pod_rules.budgets, lambda m: drop(m, "PodDisruptionBudget", "headrace-triton")),
+    "scratch that keeps a GPU's node": (pod_rules.evictable, lambda m: local_volumes(m, "triton").clear()),
+    "a volume that is not said": (
+        pod_rules.evictable,
+        lambda m: local_volumes(m, "triton").update({pod_rules.LOCAL_VOLUMES: "models,tmp,triton-tmp"}),
+    ),
+    "names as people write them": (
+        pod_rules.evictable,
+        lambda m: local_volumes(m, "triton").update({pod_rules.LOCAL_VOLUMES: "models, tmp, triton-tmp, sync-tmp"}),
+    ),
+    "a volume that nobody has": (
+        pod_rules.evictable,
+        lambda m: local_volumes(m, "gateway").update({pod_rules.LOCAL_VOLUMES: "tmp,cache"}),
+    ),
+    "counts that may go with a node": (
+        pod_rules.evictable,
+        lambda m: local_volumes(m, "redis").update({pod_rules.LOCAL_VOLUMES: "tmp"}),
+    ),
     "a gap in the rollout": (
         pod_rules.rollouts,
         lambda m: pod(m, "headrace-triton").owner["spec"]["strategy"]["rollingUpdate"].update(maxUnavailable=1),
@@ -191,6 +226,10 @@ SPOILT: dict[str, tuple[Rule, Spoil]] = {
     "Triton that takes its time": (
         grace.fits,
         lambda m: triton(m)["args"].append("--exit-timeout-secs=60"),
+    ),
+    "an Envoy that waits for nobody": (
+        grace.fits,
+        lambda m: envoy(m)["lifecycle"]["preStop"]["exec"].update(command=["bash", "/etc/envoy/drain.sh", "60"]),
     ),
     "a longer longest call": (
         grace.nothing_is_cut,
@@ -284,6 +323,30 @@ SPOILT_SLEEPERS: dict[str, tuple[Rule, Spoil]] = {
     "longer than the notice": (
         grace.within_the_notice,
         lambda m: pod(m, "headrace-triton").spec.update(terminationGracePeriodSeconds=355),
+    ),
+    "an Envoy that is on spot nodes for longer than the notice": (
+        grace.within_the_notice,
+        lambda m: (
+            pod(m, "headrace-envoy").spec.pop("affinity")
+            and pod(m, "headrace-envoy").spec.update(terminationGracePeriodSeconds=325)
+        ),
+    ),
+    "an Envoy that waits for calls that are cut before": (
+        grace.fits,
+        lambda m: envoy(m)["lifecycle"]["preStop"]["exec"].update(command=["bash", "/etc/envoy/drain.sh", "300"]),
+    ),
+    "counts on a spot node": (grace.off_spot, lambda m: pod(m, "headrace-redis").spec.pop("affinity")),
+    "connections on one cloud's spot nodes": (
+        grace.off_spot,
+        lambda m: not_in(m, "headrace-gateway").pop(),
+    ),
+    "brokers on spot nodes": (
+        grace.off_spot,
+        lambda m: the(m, "Kafka", "headrace-kafka")["spec"]["kafka"]["template"]["pod"].pop("affinity"),
+    ),
+    "a node pool that has a template of its own": (
+        grace.off_spot,
+        lambda m: the(m, "KafkaNodePool", "headrace-brokers")["spec"].update(template={"pod": {}}),
     ),
     "a container that names no broker": (
         scaling.one_each,

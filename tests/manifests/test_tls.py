@@ -12,6 +12,7 @@ from tests.manifests.conftest import Rendered
 from tests.manifests.effective import processes
 from tests.manifests.rendering import Json, Manifests
 
+CALLERS_SERVICES = ("headrace-gateway", "headrace-gateway-headless")
 METHOD = "/test.Service/Echo"
 
 
@@ -89,6 +90,29 @@ def test_with_certificates_nothing_travels_in_the_clear(case: str, rendered: Ren
         assert environment["HEADRACE_REPLY_TRUST__TLS_CA_FILE"] == "/etc/headrace/reply/ca.crt"
         if process == "gateway":
             assert environment["HEADRACE_GATEWAY__GRPC__TLS_CERTIFICATE_FILE"] == "/etc/headrace/tls/tls.crt"
+
+
+@pytest.mark.parametrize("case", ["staging", "production", "production-spot", "canary", "blue-green", "tls"])
+def test_no_service_calls_a_port_clear_that_speaks_tls(case: str, rendered: Rendered) -> None:
+    """Proxies and meshes go by it."""
+    manifests = rendered(case)
+
+    assert {name: h2c(manifests, name) for name in CALLERS_SERVICES} == dict.fromkeys(CALLERS_SERVICES, False)
+
+
+def test_without_certificates_services_say_that_their_port_is_clear(rendered: Rendered) -> None:
+    manifests = rendered("base")
+
+    assert {name: h2c(manifests, name) for name in CALLERS_SERVICES} == dict.fromkeys(CALLERS_SERVICES, True)
+
+
+def h2c(manifests: Manifests, name: str) -> bool:
+    """Whether a Service says that callers speak HTTP/2 in the clear; what else it may say is none of ours."""
+    service = manifests.find("Service", name)
+    assert service is not None
+    (port,) = service["spec"]["ports"]
+    assert port.get("appProtocol") in {None, "kubernetes.io/h2c"}
+    return "appProtocol" in port
 
 
 def certificate(manifests: Manifests, name: str) -> Json:
