@@ -1,39 +1,33 @@
 """Strimzi's topics and users: what the code would make, and what the processes do."""
 
 import asyncio
-from collections.abc import Sequence
+import copy
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 from aiokafka.admin import NewTopic
 
 from headrace.bus.control import Topics
 from headrace.bus.settings import KafkaSettings, TopicSettings
-from headrace.bus.topics import ANNOUNCEMENTS_TOPIC, USAGE_TOPIC, consumer_group, request_topic
+from headrace.bus.topics import consumer_group, request_topic
 from headrace.local.broker import properties
 from tests.manifests.conftest import Rendered
-from tests.manifests.rendering import CASES
+from tests.manifests.rendering import CASES, Json
 
-POOLS = ("default", "canary", "green")
-ACCESS = {
-    "headrace-gateway": {
-        (ANNOUNCEMENTS_TOPIC, "Read Write Describe DescribeConfigs"),
-        (USAGE_TOPIC, "Write Describe"),
-        *((f"headrace.{pool}.interactive.", "Write Describe") for pool in POOLS),
-    },
-    "headrace-router": {
-        (ANNOUNCEMENTS_TOPIC, "Read Write Describe DescribeConfigs"),
-        (USAGE_TOPIC, "Write Describe"),
-        *((f"headrace.{pool}.interactive.", "Read Describe") for pool in POOLS),
-        *((consumer_group(pool, "interactive"), "Read Describe") for pool in POOLS),
-    },
-    "headrace-aggregator": {(ANNOUNCEMENTS_TOPIC, "Describe DescribeConfigs"), (USAGE_TOPIC, "Read Describe")},
-    "headrace-keda": {
-        ("headrace.default.interactive.", "Describe"),
-        (consumer_group("default", "interactive"), "Describe"),
-    },
+OTHER_POOLS = ("canary", "green")
+"""Beside `default`, which is what the users' rights are proved with on a broker: `test_rights_on_kafka.py`."""
+POOLED = ("headrace-gateway", "headrace-router")
+
+PARTS = {
+    "kafka": ("kafkaContainer", "initContainer"),
+    "entityOperator": ("topicOperatorContainer", "userOperatorContainer"),
+    "kafkaExporter": ("container",),
+    "cruiseControl": ("cruiseControlContainer",),
 }
+"""What Strimzi makes pods of in a Kafka, and the containers of each as its template calls them."""
+MORE_PODS = {"KafkaConnect", "KafkaBridge", "KafkaMirrorMaker2"}
+"""Kinds of Strimzi that make pods as well; there are none here."""
 
 
 class Told(Topics):
@@ -81,15 +75,16 @@ def test_everything_of_strimzi_belongs_to_a_cluster_that_is_there(case: str, ren
         assert each["metadata"]["labels"]["strimzi.io/cluster"] in clusters, each["metadata"]["name"]
 
 
-def test_users_may_what_their_processes_do_and_nothing_else(rendered: Rendered) -> None:
-    found = {
-        user["metadata"]["name"]: {
-            (acl["resource"]["name"], " ".join(acl["operations"])) for acl in user["spec"]["authorization"]["acls"]
-        }
-        for user in rendered("production-spot").of("KafkaUser")
-    }
-
-    assert found == ACCESS
+def test_users_may_in_every_pool_what_they_may_in_the_default_one(rendered: Rendered) -> None:
+    for user in rendered("production-spot").of("KafkaUser"):
+        if user["metadata"]["name"] not in POOLED:
+            continue
+        acls = user["spec"]["authorization"]["acls"]
+        by_pool = {pool: [acl for acl in acls if _pool(acl) == pool] for pool in ("default", *OTHER_POOLS)}
+        assert by_pool["default"]
+        for pool in OTHER_POOLS:
+            as_default = [_with_name(acl, _name(acl).replace(f".{pool}.", ".default.")) for acl in by_pool[pool]]
+            assert as_default == by_pool["default"], (user["metadata"]["name"], pool)
 
 
 def test_prefixes_are_those_of_topics_alone(rendered: Rendered) -> None:
@@ -98,6 +93,72 @@ def test_prefixes_are_those_of_topics_alone(rendered: Rendered) -> None:
         for acl in user["spec"]["authorization"]["acls"]:
             resource = acl["resource"]
             assert (resource["patternType"] == "prefix") == resource["name"].endswith("."), resource
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_strimzi_makes_pods_that_the_namespace_takes(case: str, rendered: Rendered) -> None:
+    """By default its operator sets nothing of what `restricted` asks for."""
+    assert list(_refused(rendered(case).objects)) == []
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_template_without_contexts_is_noticed(part: str, rendered: Rendered) -> None:
+    (kafka,) = copy.deepcopy(rendered("production").of("Kafka"))
+    kafka["spec"].setdefault(part, {}).pop("template", None)
+
+    told = list(_refused([kafka]))
+
+    wanted = ["runAsNonRoot", "seccompProfile", *PARTS[part]]
+    assert [line.partition(": ")[2] for line in told] == wanted, told
+
+
+def test_a_node_pools_own_template_is_all_that_counts(rendered: Rendered) -> None:
+    """Strimzi takes the Kafka's template for pools without one, and merges nothing."""
+    (pool,) = copy.deepcopy(rendered("production").of("KafkaNodePool"))
+    pool["spec"]["template"] = {"pod": {"priorityClassName": "any"}}
+
+    assert len(list(_refused([pool]))) == 4
+
+
+def _refused(objects: list[Json]) -> Iterator[str]:
+    """Where a template lets Strimzi make pods that `restricted` refuses."""
+    for each in objects:
+        spec = each.get("spec", {})
+        if each["kind"] == "Kafka":
+            for part, containers in PARTS.items():
+                if part in spec:
+                    yield from _lacking(f"{part} of Kafka", spec[part].get("template", {}), containers)
+        elif each["kind"] == "KafkaNodePool" and "template" in spec:
+            yield from _lacking(each["metadata"]["name"], spec["template"], PARTS["kafka"])
+        elif each["kind"] in MORE_PODS:
+            yield f"{each['kind']}: look into its template too"
+
+
+def _lacking(where: str, template: Json, containers: Sequence[str]) -> Iterator[str]:
+    pod = template.get("pod", {}).get("securityContext", {})
+    if pod.get("runAsNonRoot") is not True:
+        yield f"{where}: runAsNonRoot"
+    if pod.get("seccompProfile") != {"type": "RuntimeDefault"}:
+        yield f"{where}: seccompProfile"
+    strict = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    for name in containers:
+        if template.get(name, {}).get("securityContext") != strict:
+            yield f"{where}: {name}"
+
+
+def test_brokers_may_write_their_volumes(rendered: Rendered) -> None:
+    """The image's user is in group 0, which Strimzi sets where the pod has no context of its own."""
+    (kafka,) = rendered("production").of("Kafka")
+
+    assert kafka["spec"]["kafka"]["template"]["pod"]["securityContext"]["fsGroup"] == 0
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_nothing_is_left_of_the_topics_job_where_strimzi_makes_topics(case: str, rendered: Rendered) -> None:
+    left = {each["kind"] for each in rendered(case).objects if each["metadata"]["name"].startswith("headrace-topics")}
+    strimzi = bool(rendered(case).of("Kafka"))
+
+    assert left == (set() if strimzi else {"ConfigMap", "Job", "ServiceAccount"})
 
 
 def test_brokers_take_the_largest_record(rendered: Rendered) -> None:
@@ -136,5 +197,18 @@ def test_brokers_notice_soon_who_is_gone_where_routers_rely_on_it(rendered: Rend
         assert of_local["KAFKA_" + key.upper().replace(".", "_")] == embedded[key], key
 
 
-def _texts(config: dict[str, Any]) -> dict[str, str]:
+def _name(acl: Json) -> str:
+    name: str = acl["resource"]["name"]
+    return name
+
+
+def _pool(acl: Json) -> str:
+    return _name(acl).split(".")[1] if _name(acl).count(".") > 1 else ""
+
+
+def _with_name(acl: Json, name: str) -> Json:
+    return acl | {"resource": acl["resource"] | {"name": name}}
+
+
+def _texts(config: Json) -> dict[str, str]:
     return {name: str(value) for name, value in config.items()}
