@@ -26,7 +26,7 @@ DEV := .venv/.stamp-dev
 PROTO_IMPORTS := build/protos
 OUR_PROTOS := $(wildcard protos/headrace/bus/v1/*.proto protos/headrace/v1/*.proto)
 
-.PHONY: help setup run test test-cluster test-cluster-machine test-cluster-rules test-cluster-node test-keda coverage check lint types imports protos stubs gen requirements fuzz bench clean
+.PHONY: help setup run test test-cluster test-cluster-machine test-cluster-rules test-cluster-images test-cluster-node test-keda coverage check lint types imports protos stubs gen requirements fuzz bench clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -77,9 +77,12 @@ test-cluster-rules: $(DEV) ## The part of it that needs no root: rules, rights, 
 	@tests/cluster/build/build
 	@$(BIN)/python -m pytest tests/cluster --ignore tests/cluster/node --ignore tests/cluster/keda $(ARGS) || { $(FOUND_NONE); }
 
-test-cluster-node: $(DEV) ## The part of it that runs pods: calls, faults, upgrades, drains
+# As root.
+test-cluster-images: $(DEV) ## The images of that part, in build/cluster/images.tar, for a cluster of yours too
 	@tests/cluster/build/build
 	@$(BIN)/python -m tests.cluster.images.build build/cluster
+
+test-cluster-node: test-cluster-images ## The part of it that runs pods: calls, faults, upgrades, drains
 	@tests/cluster/node/enter $(BIN)/python -m pytest tests/cluster/node $(ARGS) || { $(FOUND_NONE); }
 
 # Root, Go and Debian's packages as above; KEDA takes minutes more to build the first time.

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Writes the digest of every image that the overlays and our own Dockerfiles name by version: what was looked at is what
+# Writes the digest of every image that the overlays and our own Dockerfile name by version: what was looked at is what
 # is run, whatever its tag points to later. Needs docker with buildx, and the way to the registries.
 #
 #   deploy/images/pin.sh            all of them
@@ -9,10 +9,11 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 list=deploy/k8s/overlays/images/kustomization.yaml
+dockerfile=deploy/images/Dockerfile
 none=sha256:0000000000000000000000000000000000000000000000000000000000000000
 
 if [ "${1:-}" = --check ]; then
-  if grep -n "$none" "$list" deploy/images/*/Dockerfile; then
+  if grep -n "$none" "$list" "$dockerfile"; then
     echo "these have no digest yet: deploy/images/pin.sh" >&2
     exit 1
   fi
@@ -41,7 +42,7 @@ while IFS= read -r line; do
 done < "$list" > "$new"
 cat "$new" > "$list"
 
-for file in deploy/images/*/Dockerfile; do
-  base=$(sed -n 's/^ARG BASE=\([^@]*\)@.*/\1/p' "$file")
-  sed -i "s|^ARG BASE=.*|ARG BASE=$base@$(digest "$base")|" "$file"
-done
+base=$(sed -n 's/^ARG BASE=\([^@]*\)@.*/\1/p' "$dockerfile")
+# By itself: within another command a failure would be written down as a digest.
+pinned=$(digest "$base")
+sed -i "s|^ARG BASE=.*|ARG BASE=$base@$pinned|" "$dockerfile"

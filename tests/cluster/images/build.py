@@ -1,6 +1,6 @@
 """The images that the real node runs, without a container engine and without a registry.
 
-Gateway and router come of the very scripts that their Dockerfiles run (deploy/images), in a root file system of
+Gateway and router come of the very script that their Dockerfile runs (deploy/images), in a root file system of
 Debian's packages. The rest comes of the wheels and jars that `headrace up` runs on: Triton, Kafka, Envoy.
 
     python -m tests.cluster.images.build build/cluster [--with keda]
@@ -34,7 +34,7 @@ PACKAGES = ("python3", "python3-venv", f"libpython{PYTHON}", "libstdc++6", "proc
 TRIMMED = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*")
 SOURCES = ("gateway", "router", "aggregator", "headrace", "pyproject.toml", "README.md", "LICENSE")
 TRITON = "/opt/triton/pytriton/tritonserver"
-OURS = {"PATH": "/opt/headrace/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/tmp"}  # noqa: S108  as in the Dockerfiles
+OURS = {"PATH": "/opt/headrace/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/tmp"}  # noqa: S108  as in the Dockerfile
 VERSION = "0.1.0"
 """The tag that overlays/local names."""
 
@@ -79,18 +79,16 @@ class Workshop:
         """Debian with its Python, unpacked: the lowest layer, and what the rest is built in."""
         return self.layer(Layer("base", (HERE / "build.py",), self._bootstrap))
 
-    def product(self, process: str) -> Path:
-        """Gateway or router, by the steps of its Dockerfile."""
-        scripts = ROOT / "deploy" / "images"
+    def product(self) -> Path:
+        """What gateway and router have in common, by the step of their Dockerfile."""
         inputs = (
             self.base(),
             *(ROOT / source for source in SOURCES),
             ROOT / "requirements" / "runtime.txt",
             ROOT / "requirements" / "build.txt",
-            scripts / "install-common.sh",
-            scripts / f"install-{process}.sh",
+            ROOT / "deploy" / "images" / "install.sh",
         )
-        return self.layer(Layer(process, inputs, lambda root: self._install(process, root)))
+        return self.layer(Layer("headrace", inputs, self._install))
 
     def packages(self, name: str, requirements: Path, fill: Callable[[Path], None]) -> Path:
         """A layer of wheels, and of what `fill` makes of them."""
@@ -122,7 +120,7 @@ class Workshop:
             str(root),
         )
 
-    def _install(self, process: str, root: Path) -> None:
+    def _install(self, root: Path) -> None:
         self.fetch(ROOT / "requirements" / "runtime.txt", ROOT / "requirements" / "build.txt")
         with self._mounted(root) as (inside, mounts):
             for name in (*SOURCES, "requirements", "deploy/images"):
@@ -131,7 +129,7 @@ class Workshop:
             _run(
                 *("chroot", str(inside), "env", "-i", f"PATH={os.defpath}", "HOME=/tmp"),
                 *("PIP_NO_INDEX=1", "PIP_FIND_LINKS=/wheels"),
-                *(f"/src/deploy/images/install-{process}.sh", "/src", "/opt/headrace"),
+                *("/src/deploy/images/install.sh", "/src", "/opt/headrace"),
             )
         for place in ("src", "wheels", "tmp"):
             shutil.rmtree(root / place, ignore_errors=True)
@@ -186,7 +184,7 @@ def images(shop: Workshop) -> Iterator[Image]:
     for process in ("gateway", "router"):
         yield Image(
             f"docker.io/library/headrace-{process}:{VERSION}",
-            (base, shop.product(process)),
+            (base, shop.product()),
             entrypoint=("headrace",),
             command=(process,),
             user="10001:10001",

@@ -67,10 +67,12 @@ def headrace(node: Node) -> Iterator[Headrace]:
     deployed = Headrace(node.kubectl)
     # It is overwritten, and deleted afterwards.
     assert not deployed.exists(), f"the cluster has a namespace {NAMESPACE} already: take one that you can throw away"
-    deployed.deploy(seconds=DEPLOY_SECONDS)
-    yield deployed
-    if node.machine is None:
-        deployed.remove()
+    try:
+        deployed.deploy(seconds=DEPLOY_SECONDS)
+        yield deployed
+    finally:
+        if node.machine is None:
+            deployed.remove()
 
 
 @pytest.fixture

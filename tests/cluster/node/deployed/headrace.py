@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from headrace.runtime.scraped import samples
@@ -22,6 +23,11 @@ ADMIN_PORTS = {GATEWAY: 8002, TRITON: 8004}
 RUNNING = {GATEWAY: "headrace_gateway_calls_waiting", TRITON: "headrace_router_running"}
 """What tells how many calls a pod has under way."""
 BUSY_SECONDS = 60.0
+LOOK_SECONDS = 5.0
+"""How long kubectl waits for a deployment before the images are looked at again."""
+UNFOUND = frozenset({"ImagePullBackOff", "ErrImageNeverPull", "InvalidImageName"})
+"""What a container waits for where its image is not to be had."""
+REMEDY = "load build/cluster/images.tar into the nodes (docs/howto/test-on-kubernetes.md, a cluster of yours)"
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,10 @@ PARTS = {
 }
 
 
+class ImageMissingError(Exception):
+    """A pod waits for an image that no node has and no registry gives."""
+
+
 class Headrace:
     """Everything of one deployment, by its names."""
 
@@ -52,11 +62,11 @@ class Headrace:
         self.kubectl = kubectl
 
     def deploy(self, folder: Path = HERE, *, seconds: float) -> None:
-        """Apply it, as its README says, and wait until all of it is ready."""
+        """Apply it, as its README says, and wait until all of it is ready. Fails at once where an image is missing."""
         words = ("apply", "--server-side", f"--field-manager={FIELD_MANAGER}", "--kustomize", str(folder))
         self.kubectl.run(*words)
         for name in DEPLOYMENTS:
-            self.await_rollout(name, seconds=seconds)
+            eventually(partial(self._has_rolled_out, name), seconds=seconds, what=f"{name} is ready")
         self.run("wait", "--for=condition=Ready", "pod/caller", "--timeout=60s", seconds=70)
 
     def exists(self) -> bool:
@@ -65,7 +75,7 @@ class Headrace:
 
     def remove(self) -> None:
         """Returns once nothing of it is left: pods that drain take their time."""
-        self.kubectl.run("delete", "namespace", NAMESPACE, "--timeout=600s", seconds=610)
+        self.kubectl.run("delete", "namespace", NAMESPACE, "--ignore-not-found", "--timeout=600s", seconds=610)
 
     def run(self, *words: str, given: str = "", seconds: float = 60.0) -> str:
         """Call kubectl in the namespace."""
@@ -114,6 +124,12 @@ class Headrace:
 
     def await_rollout(self, name: str, *, seconds: float = 300.0) -> None:
         self.run("rollout", "status", f"deployment/{name}", f"--timeout={int(seconds)}s", seconds=seconds + 10)
+
+    def _has_rolled_out(self, name: str) -> bool:
+        if missing := images_missing(self.kubectl.items("pods", "--namespace", NAMESPACE)):
+            raise ImageMissingError(f"not to be had: {', '.join(missing)}; {REMEDY}")
+        self.await_rollout(name, seconds=LOOK_SECONDS)
+        return True
 
     def restart(self, name: str, *, seconds: float = 300.0) -> None:
         """Replace every pod by a new one, as an upgrade does."""
@@ -196,6 +212,17 @@ def status(pod: Document, container: str) -> Document:
     states = [*pod["status"].get("containerStatuses", ()), *pod["status"].get("initContainerStatuses", ())]
     found: Document = next(state for state in states if state["name"] == container)
     return found
+
+
+def images_missing(pods: list[Document]) -> list[str]:
+    """The images that containers wait for in vain."""
+    states = (
+        state
+        for pod in pods
+        for kind in ("initContainerStatuses", "containerStatuses")
+        for state in pod.get("status", {}).get(kind, ())
+    )
+    return sorted({state["image"] for state in states if state["state"].get("waiting", {}).get("reason") in UNFOUND})
 
 
 def label(name: str) -> str:
