@@ -112,6 +112,9 @@ def pods(documents: Iterable[Document]) -> Iterator[Document]:
                 template = document["spec"]["template"]
             case "CronJob":
                 template = document["spec"]["jobTemplate"]["spec"]["template"]
+            case "Kafka":
+                yield from _of_strimzi(document)
+                continue
             case _:
                 continue
         spec = copy.deepcopy(template["spec"])
@@ -128,6 +131,30 @@ def pods(documents: Iterable[Document]) -> Iterator[Document]:
                 "namespace": document["metadata"]["namespace"],
             },
             "spec": spec,
+        }
+
+
+def _of_strimzi(kafka: Document) -> Iterator[Document]:
+    """What its operator makes, as far as a Kafka says how safe it is: by default that is not safe enough."""
+    containers = {
+        "kafka": {"initContainers": ["initContainer"], "containers": ["kafkaContainer"]},
+        "entityOperator": {"containers": ["topicOperatorContainer", "userOperatorContainer"]},
+    }
+    for part, kinds in containers.items():
+        told = copy.deepcopy(kafka["spec"][part]["template"])
+        made = {
+            kind: [{"name": name.lower(), "image": "strimzi", **told[name]} for name in names]
+            for kind, names in kinds.items()
+        }
+        yield {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {
+                "name": f"{kafka['metadata']['name']}-{part.lower()}-strimzi",
+                "namespace": kafka["metadata"]["namespace"],
+            },
+            # Its operator gives the accounts; a token is not what is looked at.
+            "spec": {**told["pod"], **made, "automountServiceAccountToken": False},
         }
 
 
