@@ -289,7 +289,12 @@ class Gateway:
 
     def _heartbeat(self, beat: int) -> Announcement:
         return Announcement(
-            gateway=GatewayHeartbeat(reply_address=self._reply_address, incarnation=self._incarnation, beat=beat)
+            gateway=GatewayHeartbeat(
+                reply_address=self._reply_address,
+                incarnation=self._incarnation,
+                beat=beat,
+                pool=self._pool,
+            )
         )
 
     def _readiness(self) -> Readiness:

@@ -23,7 +23,7 @@ class _Gateway:
 
 
 class Gateways:
-    """Attaches this router to every gateway that announces itself, and notices the ones that stopped."""
+    """Attaches this router to every gateway of its pool that announces itself, and notices the ones that stopped."""
 
     def __init__(self, *, pool: str, own_key: str, own_incarnation: int, links: AnswerLinks) -> None:
         self._pool = pool
@@ -72,7 +72,8 @@ class Gateways:
 
     def _gateway(self, gateway_id: str, announcement: Announcement | None, now: float) -> None:
         known = self._gateways.get(gateway_id)
-        if announcement is None:
+        # One of another pool would refuse this router.
+        if announcement is None or announcement.gateway.pool not in {"", self._pool}:
             if known is not None:
                 self._forget(gateway_id)
             return

@@ -82,7 +82,7 @@ def connected(database: str | None, state_dir: Path | None) -> Iterator["Store"]
     what = meant(database, state_dir)
     if what.url is None:
         kept = resolved(state_dir) / DATABASE
-        fail(f"there is no database {kept}: `headrace up` makes it, and --database names another", code=USAGE)
+        fail(f"there is no database {kept}: `headrace up` makes it; {URL} or --database names another", code=USAGE)
     try:
         url = database_url(what.url)
     except ValueError as exc:

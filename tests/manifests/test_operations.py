@@ -91,8 +91,7 @@ def test_a_canary_without_a_store_mounts_another_model(tmp_path: Path) -> None:
     deploy = tmp_path / "deploy" / "k8s"
     shutil.copytree(K8S, deploy)
     overlay = deploy / "overlays" / "local"
-    shutil.copytree(overlay / "models" / "simple" / "1", overlay / "models" / "simple-2")
-    shutil.copy(overlay / "models" / "simple" / "config.pbtxt", overlay / "models" / "simple-2")
+    shutil.copytree(overlay / "models" / "simple", overlay / "models" / "simple-2")
     kustomization = yaml.safe_load((overlay / "kustomization.yaml").read_text(encoding="utf-8"))
     (told,) = blocks("canary.md", "Without a model store")
     for name, entries in told.items():

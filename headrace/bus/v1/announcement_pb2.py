@@ -24,27 +24,27 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"headrace/bus/v1/announcement.proto\x12\x0fheadrace.bus.v1\"\xb4\x02\n\x0c\x41nnouncement\x12\x34\n\x07gateway\x18\x01 \x01(\x0b\x32!.headrace.bus.v1.GatewayHeartbeatH\x00\x12\x32\n\x06router\x18\x02 \x01(\x0b\x32 .headrace.bus.v1.RouterHeartbeatH\x00\x12\x32\n\x05model\x18\x03 \x01(\x0b\x32!.headrace.bus.v1.ModelDescriptionH\x00\x12\x36\n\nstatistics\x18\x04 \x01(\x0b\x32 .headrace.bus.v1.ModelStatisticsH\x00\x12>\n\x11repository_change\x18\x05 \x01(\x0b\x32!.headrace.bus.v1.RepositoryChangeH\x00\x42\x0e\n\x0c\x61nnouncement\"L\n\x10GatewayHeartbeat\x12\x15\n\rreply_address\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\x0c\n\x04\x62\x65\x61t\x18\x03 \x01(\x04\"\xcb\x01\n\x0fRouterHeartbeat\x12\x13\n\x0bincarnation\x18\x01 \x01(\x06\x12\x0c\n\x04\x62\x65\x61t\x18\x02 \x01(\x04\x12+\n\x05state\x18\x03 \x01(\x0e\x32\x1c.headrace.bus.v1.RouterState\x12\x0f\n\x07running\x18\x04 \x01(\r\x12\x0f\n\x07waiting\x18\x05 \x01(\r\x12\x13\n\x0bserver_name\x18\x06 \x01(\t\x12\x16\n\x0eserver_version\x18\x07 \x01(\t\x12\x19\n\x11server_extensions\x18\x08 \x03(\t\"\xab\x01\n\x10ModelDescription\x12\x1a\n\x12router_incarnation\x18\x01 \x01(\x06\x12\r\n\x05model\x18\x02 \x01(\t\x12/\n\x08versions\x18\x03 \x03(\x0b\x32\x1d.headrace.bus.v1.ModelVersion\x12\x0e\n\x06window\x18\x04 \x01(\r\x12\x12\n\npartitions\x18\x05 \x03(\r\x12\x17\n\x0fpartition_count\x18\x06 \x01(\r\"`\n\x0cModelVersion\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x10\n\x08metadata\x18\x04 \x01(\x0c\x12\x0e\n\x06\x63onfig\x18\x05 \x01(\x0c\"A\n\x0fModelStatistics\x12\x1a\n\x12router_incarnation\x18\x01 \x01(\x06\x12\x12\n\nstatistics\x18\x02 \x01(\x0c\"1\n\x10RepositoryChange\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06loaded\x18\x02 \x01(\x08*{\n\x0bRouterState\x12\x1c\n\x18ROUTER_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12ROUTER_STATE_READY\x10\x01\x12\x1c\n\x18ROUTER_STATE_SERVER_AWAY\x10\x02\x12\x18\n\x14ROUTER_STATE_LEAVING\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"headrace/bus/v1/announcement.proto\x12\x0fheadrace.bus.v1\"\xb4\x02\n\x0c\x41nnouncement\x12\x34\n\x07gateway\x18\x01 \x01(\x0b\x32!.headrace.bus.v1.GatewayHeartbeatH\x00\x12\x32\n\x06router\x18\x02 \x01(\x0b\x32 .headrace.bus.v1.RouterHeartbeatH\x00\x12\x32\n\x05model\x18\x03 \x01(\x0b\x32!.headrace.bus.v1.ModelDescriptionH\x00\x12\x36\n\nstatistics\x18\x04 \x01(\x0b\x32 .headrace.bus.v1.ModelStatisticsH\x00\x12>\n\x11repository_change\x18\x05 \x01(\x0b\x32!.headrace.bus.v1.RepositoryChangeH\x00\x42\x0e\n\x0c\x61nnouncement\"Z\n\x10GatewayHeartbeat\x12\x15\n\rreply_address\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\x0c\n\x04\x62\x65\x61t\x18\x03 \x01(\x04\x12\x0c\n\x04pool\x18\x04 \x01(\t\"\xcb\x01\n\x0fRouterHeartbeat\x12\x13\n\x0bincarnation\x18\x01 \x01(\x06\x12\x0c\n\x04\x62\x65\x61t\x18\x02 \x01(\x04\x12+\n\x05state\x18\x03 \x01(\x0e\x32\x1c.headrace.bus.v1.RouterState\x12\x0f\n\x07running\x18\x04 \x01(\r\x12\x0f\n\x07waiting\x18\x05 \x01(\r\x12\x13\n\x0bserver_name\x18\x06 \x01(\t\x12\x16\n\x0eserver_version\x18\x07 \x01(\t\x12\x19\n\x11server_extensions\x18\x08 \x03(\t\"\xab\x01\n\x10ModelDescription\x12\x1a\n\x12router_incarnation\x18\x01 \x01(\x06\x12\r\n\x05model\x18\x02 \x01(\t\x12/\n\x08versions\x18\x03 \x03(\x0b\x32\x1d.headrace.bus.v1.ModelVersion\x12\x0e\n\x06window\x18\x04 \x01(\r\x12\x12\n\npartitions\x18\x05 \x03(\r\x12\x17\n\x0fpartition_count\x18\x06 \x01(\r\"`\n\x0cModelVersion\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x10\n\x08metadata\x18\x04 \x01(\x0c\x12\x0e\n\x06\x63onfig\x18\x05 \x01(\x0c\"A\n\x0fModelStatistics\x12\x1a\n\x12router_incarnation\x18\x01 \x01(\x06\x12\x12\n\nstatistics\x18\x02 \x01(\x0c\"1\n\x10RepositoryChange\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06loaded\x18\x02 \x01(\x08*{\n\x0bRouterState\x12\x1c\n\x18ROUTER_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12ROUTER_STATE_READY\x10\x01\x12\x1c\n\x18ROUTER_STATE_SERVER_AWAY\x10\x02\x12\x18\n\x14ROUTER_STATE_LEAVING\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'headrace.bus.v1.announcement_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROUTERSTATE']._serialized_start=1040
-  _globals['_ROUTERSTATE']._serialized_end=1163
+  _globals['_ROUTERSTATE']._serialized_start=1054
+  _globals['_ROUTERSTATE']._serialized_end=1177
   _globals['_ANNOUNCEMENT']._serialized_start=56
   _globals['_ANNOUNCEMENT']._serialized_end=364
   _globals['_GATEWAYHEARTBEAT']._serialized_start=366
-  _globals['_GATEWAYHEARTBEAT']._serialized_end=442
-  _globals['_ROUTERHEARTBEAT']._serialized_start=445
-  _globals['_ROUTERHEARTBEAT']._serialized_end=648
-  _globals['_MODELDESCRIPTION']._serialized_start=651
-  _globals['_MODELDESCRIPTION']._serialized_end=822
-  _globals['_MODELVERSION']._serialized_start=824
-  _globals['_MODELVERSION']._serialized_end=920
-  _globals['_MODELSTATISTICS']._serialized_start=922
-  _globals['_MODELSTATISTICS']._serialized_end=987
-  _globals['_REPOSITORYCHANGE']._serialized_start=989
-  _globals['_REPOSITORYCHANGE']._serialized_end=1038
+  _globals['_GATEWAYHEARTBEAT']._serialized_end=456
+  _globals['_ROUTERHEARTBEAT']._serialized_start=459
+  _globals['_ROUTERHEARTBEAT']._serialized_end=662
+  _globals['_MODELDESCRIPTION']._serialized_start=665
+  _globals['_MODELDESCRIPTION']._serialized_end=836
+  _globals['_MODELVERSION']._serialized_start=838
+  _globals['_MODELVERSION']._serialized_end=934
+  _globals['_MODELSTATISTICS']._serialized_start=936
+  _globals['_MODELSTATISTICS']._serialized_end=1001
+  _globals['_REPOSITORYCHANGE']._serialized_start=1003
+  _globals['_REPOSITORYCHANGE']._serialized_end=1052
 # @@protoc_insertion_point(module_scope)

@@ -33,14 +33,16 @@ class Announcement(_message.Message):
     def __init__(self, gateway: _Optional[_Union[GatewayHeartbeat, _Mapping]] = ..., router: _Optional[_Union[RouterHeartbeat, _Mapping]] = ..., model: _Optional[_Union[ModelDescription, _Mapping]] = ..., statistics: _Optional[_Union[ModelStatistics, _Mapping]] = ..., repository_change: _Optional[_Union[RepositoryChange, _Mapping]] = ...) -> None: ...
 
 class GatewayHeartbeat(_message.Message):
-    __slots__ = ("reply_address", "incarnation", "beat")
+    __slots__ = ("reply_address", "incarnation", "beat", "pool")
     REPLY_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     BEAT_FIELD_NUMBER: _ClassVar[int]
+    POOL_FIELD_NUMBER: _ClassVar[int]
     reply_address: str
     incarnation: int
     beat: int
-    def __init__(self, reply_address: _Optional[str] = ..., incarnation: _Optional[int] = ..., beat: _Optional[int] = ...) -> None: ...
+    pool: str
+    def __init__(self, reply_address: _Optional[str] = ..., incarnation: _Optional[int] = ..., beat: _Optional[int] = ..., pool: _Optional[str] = ...) -> None: ...
 
 class RouterHeartbeat(_message.Message):
     __slots__ = ("incarnation", "beat", "state", "running", "waiting", "server_name", "server_version", "server_extensions")

@@ -35,7 +35,7 @@ from headrace.bus.answers.links import GrpcAnswerLinks, LinkTerms
 from headrace.bus.answers.whereabouts import Whereabouts
 from headrace.bus.answers.wire import Trust
 from headrace.bus.protocols import Link, Outcome, RouterKey, TopicPartition
-from headrace.bus.settings import KafkaSettings, ReplyTrustSettings
+from headrace.bus.settings import KafkaSettings, PoolSettings, ReplyTrustSettings
 from headrace.bus.v1.announcement_pb2 import ROUTER_STATE_LEAVING
 from tests.parts import missing
 from tests.unit.gateway.announcing import GATEWAY, POOL, description, heartbeat, own_heartbeat
@@ -143,6 +143,12 @@ async def test_the_calls_of_a_silent_router_go_to_another_and_others_wait_on(gat
 
 
 # Leaving.
+
+
+async def test_a_gateway_says_which_pool_it_serves(tmp_path: Path) -> None:
+    """So that routers of others do not knock."""
+    async with started(settings(tmp_path).model_copy(update={"pool": PoolSettings(name="canary")})) as gateway:
+        assert gateway._heartbeat(3).gateway.pool == "canary"
 
 
 async def test_a_router_that_said_goodbye_leaves_its_calls_to_the_next_owner(gateway: Gateway) -> None:

@@ -43,8 +43,10 @@ class Clockwork:
         assert parsed is not None
         self.gateways.apply(parsed, announcement, self.now)
 
-    def gateway(self, name: str = "g", incarnation: int = 7, address: str = "127.0.0.1:1") -> None:
-        said = GatewayHeartbeat(reply_address=address, incarnation=incarnation)
+    def gateway(
+        self, name: str = "g", incarnation: int = 7, address: str = "127.0.0.1:1", pool: str = "default"
+    ) -> None:
+        said = GatewayHeartbeat(reply_address=address, incarnation=incarnation, pool=pool)
         self.hear(gateway_key(name), Announcement(gateway=said))
 
     def own_heartbeat(self, incarnation: int = 1) -> None:
@@ -66,6 +68,26 @@ def test_a_gateway_that_announces_itself_is_attached_once() -> None:
 
     assert clockwork.links.announced == [("127.0.0.1:1", 7)]
     assert clockwork.links.silenced[-1] == {("127.0.0.1:1", 7)}
+
+
+def test_a_gateway_of_another_pool_is_left_alone() -> None:
+    """It would refuse this router, every second. One that names none may be of this pool."""
+    clockwork = Clockwork()
+    clockwork.gateway("canary", pool="canary", address="127.0.0.1:2")
+    clockwork.gateway("old", pool="", address="127.0.0.1:3")
+    clockwork.wait(1)
+
+    assert clockwork.links.announced == [("127.0.0.1:3", 7)]
+    assert clockwork.links.silenced[-1] == {("127.0.0.1:3", 7)}
+
+
+def test_a_gateway_that_goes_to_another_pool_is_silent_at_once() -> None:
+    clockwork = Clockwork()
+    clockwork.gateway()
+    clockwork.gateway(incarnation=8, pool="canary")
+    clockwork.wait(1)
+
+    assert clockwork.links.silenced[-1] == set()
 
 
 def test_another_incarnation_or_address_is_another_gateway() -> None:
