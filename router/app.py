@@ -34,6 +34,7 @@ from headrace.runtime.admin_http import Readiness, admin_http
 from headrace.runtime.lifecycle import Background, Unstartable, serve_until, unless
 from headrace.runtime.telemetry import LoopLag, Telemetry
 from headrace.runtime.trace_context import tracing
+from router.departed import Departed
 from router.description import Description
 from router.gateways import Gateways
 from router.intake import COMMIT_SECONDS, Intake
@@ -141,6 +142,7 @@ class Router:
             key=router_key(self._pool, self.key.id),
             heartbeat=lambda beat: self._description.heartbeat(beat, self._inventory, self._intake),
         )
+        self._departed = Departed(pool=self._pool, own=self.key, taken_back=self._beacon.taken_back)
         self.background = Background()
         self.consumer = KafkaConsumer(
             settings.kafka,
@@ -181,7 +183,7 @@ class Router:
         self._intake.connect(self.consumer, self._links)
         await enter(self.background)
         spawn = self.background.spawn
-        spawn("announcements", self._gateways.follow(self._announcements, loop.time, self._caught_up.set))
+        spawn("announcements", self._follow_announcements())
         spawn("beacon", self._beacon.keep())
         spawn("certificate", self._trust.keep())
         spawn("inventory", self._inventory.keep())
@@ -304,6 +306,23 @@ class Router:
             await self._inventory.look()
         return outcome
 
+    # What others announce.
+
+    async def _follow_announcements(self) -> None:
+        clock = asyncio.get_running_loop().time
+
+        def caught_up() -> None:
+            self._departed.caught_up(clock())
+            self._caught_up.set()
+
+        await self._gateways.follow(self._announcements, clock, caught_up, self._departed.apply)
+
+    def _take_back_for_departed(self, now: float) -> None:
+        """Only while this router serves: a pool that is at zero, or only begins, stays known as it was."""
+        if self._joined and self._readiness().ready:
+            for key in self._departed.due(now):
+                self._beacon.put(key, None)
+
     # What Triton has.
 
     async def _follow_inventory(self) -> None:
@@ -392,6 +411,7 @@ class Router:
         while True:
             await asyncio.sleep(_TICK_SECONDS)  # a clock
             self._gateways.advance(loop.time())
+            self._take_back_for_departed(loop.time())
             since_commit += _TICK_SECONDS
             if since_commit >= COMMIT_SECONDS:
                 since_commit = 0.0

@@ -40,13 +40,21 @@ class Gateways:
         """Since when this router has not read its own announcement back."""
         return now - self._log_heard_at
 
-    async def follow(self, log: AnnouncementLog, clock: Callable[[], float], caught_up: Callable[[], None]) -> None:
-        """Read announcements until cancelled."""
+    async def follow(
+        self,
+        log: AnnouncementLog,
+        clock: Callable[[], float],
+        caught_up: Callable[[], None],
+        heard: Callable[[Key, Announcement | None, float], None],
+    ) -> None:
+        """Read announcements until cancelled. `heard` gets each of them too."""
         async for said in log.read():
             if said is None:
                 caught_up()
             elif (key := parse_key(said[0])) is not None:
-                self.apply(key, said[1], clock())
+                now = clock()
+                self.apply(key, said[1], now)
+                heard(key, said[1], now)
 
     def apply(self, key: Key, announcement: Announcement | None, now: float) -> None:
         """Take one announcement."""

@@ -33,15 +33,17 @@ class Beacon:
         self._every_seconds = every_seconds
         self._beat = 0
         self._beat_due = False
-        self._said: dict[str, Announcement | None] = {}
+        self._said: dict[str, Announcement] = {}
+        """What holds in the log. What was taken back is not kept: it may be thousands of keys of others."""
         self._wanted: dict[str, Announcement | None] = {}
+        self._taken_back_meanwhile: set[str] = set()
         self._due = asyncio.Event()
         self._lock = asyncio.Lock()
         self._reachable = True
 
     def put(self, key: str, announcement: Announcement | None) -> None:
         """What is to be announced under a key from now on; None takes it back."""
-        if self._said.get(key) == announcement and key in self._said:
+        if announcement is not None and self._said.get(key) == announcement:
             self._wanted.pop(key, None)
         else:
             self._wanted[key] = announcement
@@ -50,8 +52,18 @@ class Beacon:
     def forget(self, keys: set[str]) -> None:
         """Take back everything that was said under other keys than these."""
         for key in (self._said.keys() | self._wanted.keys()) - keys:
-            if self._said.get(key) is not None or key in self._wanted:
-                self.put(key, None)
+            self.put(key, None)
+
+    def taken_back(self, key: str) -> None:
+        """The log says that a key was taken back: what this process said under it and still means is said again.
+
+        Its own take-backs may be told as well. One that is told late makes it say a newer word twice.
+        """
+        if key in self._said:
+            self._wanted.setdefault(key, self._said.pop(key))
+            self._due.set()
+        elif self._wanted.get(key) is not None:
+            self._taken_back_meanwhile.add(key)
 
     def beat_soon(self) -> None:
         """What the heartbeat says has changed: do not wait for the next second."""
@@ -91,13 +103,17 @@ class Beacon:
                     # To the end: what the log refuses holds up nothing behind it.
                     announcement = self._wanted[key] = self._wanted.pop(key)
                     self._said.pop(key, None)  # nobody knows, until the log has answered
+                    self._taken_back_meanwhile.discard(key)
                     try:
                         await self._log.announce(key, announcement)
                     except RecordTooLargeError as exc:
                         # As if said: it would be refused each time.
                         extra = {"event": "announcement_too_large", "announcement": key, "why": str(exc)}
                         _log.error("%s is not announced: %s", key, exc, extra=extra)
-                    self._said[key] = announcement
+                    if key in self._taken_back_meanwhile:
+                        continue  # before or after this word, nobody knows: say it once more
+                    if announcement is not None:
+                        self._said[key] = announcement
                     if self._wanted.get(key) == announcement:
                         self._wanted.pop(key, None)
             finally:

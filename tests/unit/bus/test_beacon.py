@@ -257,6 +257,105 @@ async def test_what_is_forgotten_is_taken_back_once(log: ToldLog, beacon: Beacon
     assert log.newest("stays") == about("stays")
 
 
+# What others take back: routers that are gone, and by mistake one that has come back.
+
+
+async def test_a_word_that_somebody_else_took_back_is_said_again_once(log: ToldLog, beacon: Beacon) -> None:
+    beacon.put("a", about("a"))
+    await beacon.say()
+
+    beacon.taken_back("a")
+    await beacon.say()
+    await beacon.say()
+
+    assert log.said == [("a", about("a"))] * 2
+
+
+async def test_a_word_that_was_taken_back_is_said_again_without_being_asked(log: ToldLog, beacon: Beacon) -> None:
+    async with kept(beacon):
+        beacon.put("a", about("a"))
+        await log.until(lambda: log.newest("a") is not None)
+        await log.announce("a", None)
+        beacon.taken_back("a")
+        await log.until(lambda: log.newest("a") is not None)
+
+
+async def test_what_it_took_back_itself_is_not_said_again(log: ToldLog, beacon: Beacon) -> None:
+    """Its own take-backs come back through the log too, also before the log has answered."""
+    beacon.put("a", about("a"))
+    await beacon.say()
+    log.begun.clear()
+    log.go_on.clear()
+    beacon.put("a", None)
+    saying = asyncio.create_task(beacon.say())
+    async with asyncio.timeout(SECONDS):
+        await log.begun.wait()
+        beacon.taken_back("a")
+        log.go_on.set()
+        await saying
+    beacon.taken_back("a")
+    await beacon.say()
+
+    assert log.said == [("a", about("a")), ("a", None)]
+
+
+@pytest.mark.parametrize("said", [True, False])
+async def test_a_word_that_is_about_to_be_said_or_taken_back_is_so_all_the_same(
+    log: ToldLog, beacon: Beacon, *, said: bool
+) -> None:
+    """At a start the log may tell what was taken back of a former run."""
+    if said:
+        beacon.put("a", about("a", 1))
+        await beacon.say()
+        log.said.clear()
+    for key, word in (("a", None), ("b", about("b"))):
+        beacon.put(key, word)
+        beacon.taken_back(key)
+    beacon.taken_back("unknown")
+    await beacon.say()
+    await beacon.say()
+
+    assert log.said == [("a", None), ("b", about("b"))]
+
+
+async def test_a_word_that_is_taken_back_while_it_is_said_is_said_once_more(log: ToldLog, beacon: Beacon) -> None:
+    """The log may have it before what took it back, and answers only then."""
+    log.go_on.clear()
+    beacon.put("a", about("a"))
+    saying = asyncio.create_task(beacon.say())
+    async with asyncio.timeout(SECONDS):
+        await log.begun.wait()
+        beacon.taken_back("a")
+        log.go_on.set()
+        await saying
+    await beacon.say()
+    await beacon.say()
+
+    assert log.said == [("a", about("a"))] * 2
+
+
+async def test_a_word_that_was_taken_back_and_changes_is_said_as_it_is_now(log: ToldLog, beacon: Beacon) -> None:
+    beacon.put("a", about("a", 1))
+    await beacon.say()
+    beacon.put("a", about("a", 2))
+    beacon.taken_back("a")
+    beacon.put("a", about("a", 1))
+    await beacon.say()
+
+    assert log.said == [("a", about("a", 1))] * 2
+
+
+async def test_keys_that_were_taken_back_are_not_remembered(log: ToldLog, beacon: Beacon) -> None:
+    """They may be those of every router that ever was."""
+    for number in range(100):
+        beacon.put(f"other/{number}", None)
+    beacon.put("a", about("a"))
+    await beacon.say()
+
+    assert (beacon._said, beacon._wanted) == ({"a": about("a")}, {})
+    assert len(log.said) == 101
+
+
 async def test_leaving_takes_back_the_heartbeat(log: ToldLog, beacon: Beacon) -> None:
     await beacon.beat()
     await beacon.leave(seconds=SECONDS)

@@ -2,26 +2,30 @@
 
 import asyncio
 import time
-from collections.abc import Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
 from cryptography import x509
 
+from headrace.bus.announcements import model_key
 from headrace.bus.answers.whereabouts import Whereabouts
+from headrace.bus.memory.announcements import MemoryAnnouncements
 from headrace.bus.memory.usage import MemoryUsage
 from headrace.bus.protocols import LogUnavailableError, SeenEnd, TopicPartition
 from headrace.bus.settings import KafkaSettings, PoolSettings, ReplyTrustSettings, TopicSettings
 from headrace.bus.topics import request_topic
 from headrace.bus.usage import read_reports
-from headrace.bus.v1.announcement_pb2 import ModelVersion
+from headrace.bus.v1.announcement_pb2 import Announcement, ModelDescription, ModelVersion
 from headrace.runtime.admin_http import Readiness
 from router import app
 from router.app import Router
+from router.departed import Departed
 from router.inventory import LoadedModel
 from router.settings import AdminSettings, RouterSection, RouterSettings, TritonSettings
 from tests.unit.gateway.certifying import Authority, server_files
+from tests.unit.router.rig import settle
 from tests.unit.scraping import scraper
 
 SECONDS = 10.0
@@ -267,3 +271,93 @@ async def test_a_router_that_leaves_or_knows_no_broker_is_not_ready(router: Rout
     router._description.leaving = True
 
     assert router._readiness() == Readiness(ready=False, text="leaving")
+
+
+# What it does for routers that are gone.
+
+
+GONE, OF_ITS_OWN = model_key("canary", "s", "simple"), model_key("canary", "r", "simple")
+WORD = Announcement(model=ModelDescription(model="simple"))
+
+
+@pytest.fixture
+async def log(monkeypatch: pytest.MonkeyPatch) -> MemoryAnnouncements:
+    made = MemoryAnnouncements()
+    monkeypatch.setattr(app, "KafkaAnnouncements", lambda *_, **__: made)
+    return made
+
+
+@asynccontextmanager
+async def reading_announcements(router: Router) -> AsyncIterator[None]:
+    """A router that has read them to the end, and whose own heartbeat came back."""
+    following = asyncio.create_task(router._follow_announcements(), name="announcements")
+    try:
+        await asyncio.wait_for(router._caught_up.wait(), SECONDS)
+        await router._beacon.beat()
+        await settle()
+        yield
+    finally:
+        following.cancel()
+        await asyncio.wait([following])
+
+
+async def test_only_a_router_that_serves_takes_back_what_others_left(log: MemoryAnnouncements, tmp_path: Path) -> None:
+    """A pool that is at zero, or only begins, stays known."""
+    router = a_router(settings(tmp_path, ready_without_models=True))
+    taken_back = router._beacon.taken_back
+    router._departed = Departed(pool="canary", own=router.key, taken_back=taken_back, forget_seconds=0.0)
+    await log.announce(GONE, WORD)
+
+    async with reading_announcements(router):
+
+        async def still_there() -> bool:
+            router._take_back_for_departed(asyncio.get_running_loop().time())
+            await router._beacon.say()
+            return log.newest(GONE) is not None
+
+        assert await still_there(), "its Triton has nothing yet"
+        router._inventory.ready = True
+        assert router._readiness().ready
+        assert await still_there(), "it has no models yet"
+        router._inventory.models = {"simple": loaded("READY")}
+        assert await still_there(), "it has no partitions yet"
+        router.assigned([])
+        router._description.leaving = True
+        assert await still_there(), "it leaves"
+        router._description.leaving = False
+        assert not await still_there()
+
+
+async def test_a_router_that_serves_forgets_others_by_itself(log: MemoryAnnouncements, tmp_path: Path) -> None:
+    router = a_router(settings(tmp_path))
+    taken_back = router._beacon.taken_back
+    router._departed = Departed(pool="canary", own=router.key, taken_back=taken_back, forget_seconds=0.0)
+    router._inventory.ready = True
+    router._inventory.models = {"simple": loaded("READY")}
+    router.assigned([])
+    await log.announce(GONE, WORD)
+
+    async with reading_announcements(router):
+        parts = [asyncio.create_task(part) for part in (router._tick(), router._beacon.keep())]
+        async with asyncio.timeout(SECONDS):
+            async for said in log.read():
+                if said == (GONE, None):
+                    break
+        for part in parts:
+            part.cancel()
+        await asyncio.wait(parts)
+
+
+async def test_what_was_taken_back_of_a_router_that_lives_is_said_again(
+    log: MemoryAnnouncements, tmp_path: Path
+) -> None:
+    router = a_router(settings(tmp_path))
+    router._beacon.put(OF_ITS_OWN, WORD)
+    await router._beacon.say()
+
+    async with reading_announcements(router):
+        await log.announce(OF_ITS_OWN, None)
+        await settle()
+        await router._beacon.say()
+
+    assert log.newest(OF_ITS_OWN) == WORD

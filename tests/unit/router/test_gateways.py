@@ -191,10 +191,14 @@ async def test_the_log_is_followed_and_catching_up_is_told_after_what_holds() ->
         known.extend(links.announced)
         caught_up.set()
 
-    following = asyncio.create_task(gateways.follow(log, lambda: 0.0, told))
+    heard: list[tuple[str, float]] = []
+    following = asyncio.create_task(
+        gateways.follow(log, lambda: 5.0, told, lambda key, _, now: heard.append((str(key), now)))
+    )
     async with asyncio.timeout(5):
         await caught_up.wait()
 
     assert known == [("h:1", 7)]
+    assert heard == [("gateway/g", 5.0)], "others that go by announcements get them from here"
     following.cancel()
     await asyncio.wait([following])
