@@ -319,7 +319,8 @@ class Router:
 
     def _take_back_for_departed(self, now: float) -> None:
         """Only while this router serves: a pool that is at zero, or only begins, stays known as it was."""
-        if self._joined and self._readiness().ready:
+        serves = any(model.ready for model in self._inventory.models.values())
+        if serves and self._joined and self._readiness().ready:
             for key in self._departed.due(now):
                 self._beacon.put(key, None)
 

@@ -65,7 +65,9 @@ class Departed:
         if key.kind == "router":
             if key.id != self._own.id:
                 self._hear(key.id, now)
-            elif announcement is not None and announcement.router.incarnation == self._own.incarnation:
+            elif announcement is None:
+                self._say_all_again()  # another process under this id left, whose words may be the newest
+            elif announcement.router.incarnation == self._own.incarnation:
                 self._own_heartbeat(now)
         elif key.kind in {"model", "statistics"}:
             self._word(key, announcement, now)
@@ -124,8 +126,13 @@ class Departed:
         silence = math.inf if self._log_heard_at is None else now - self._log_heard_at
         if silence > OUTAGE_SECONDS:
             self._log_works_since = now
+            # What was taken back meanwhile need not be told any more: the log is compacted.
+            self._on_their_way.clear()
         if silence > self._forget_seconds / 2:
-            # Others may have forgotten this router, and the log, which is compacted, need not tell any more.
-            for text in sorted(self._own_words):
-                self._taken_back(text)
+            # Others may have forgotten this router, which need not be told either.
+            self._say_all_again()
         self._log_heard_at = now
+
+    def _say_all_again(self) -> None:
+        for text in sorted(self._own_words):
+            self._taken_back(text)

@@ -322,6 +322,10 @@ async def test_only_a_router_that_serves_takes_back_what_others_left(log: Memory
         router._inventory.models = {"simple": loaded("READY")}
         assert await still_there(), "it has no partitions yet"
         router.assigned([])
+        router._inventory.models = {"simple": loaded("UNAVAILABLE")}
+        assert router._readiness().ready
+        assert await still_there(), "all its models were unloaded"
+        router._inventory.models = {"simple": loaded("READY")}
         router._description.leaving = True
         assert await still_there(), "it leaves"
         router._description.leaving = False

@@ -236,7 +236,7 @@ def test_who_is_forgotten_is_not_remembered(clockwork: Clockwork) -> None:
 def test_what_was_taken_back_of_this_routers_own_is_told_and_nothing_else(clockwork: Clockwork) -> None:
     model, statistics = model_key(POOL, OWN.id, "simple"), statistics_key(POOL, OWN.id, "simple")
     clockwork.describe(OWN.id)
-    for key in (model, MODEL, statistics, model_key("other", OWN.id, "simple"), router_key(POOL, OWN.id)):
+    for key in (model, MODEL, statistics, model_key("other", OWN.id, "simple"), router_key("other", OWN.id)):
         clockwork.hear(key, None)
 
     assert clockwork.restated == [model, statistics]
@@ -257,6 +257,33 @@ def test_a_router_that_was_cut_off_for_long_says_all_again(clockwork: Clockwork,
 
     own = [model_key(POOL, OWN.id, "simple"), statistics_key(POOL, OWN.id, "simple")]
     assert clockwork.restated == own[:restated]
+
+
+def test_a_goodbye_under_its_own_id_makes_a_router_say_all_again(clockwork: Clockwork) -> None:
+    """Another process had that id, and its words may be the newest."""
+    clockwork.describe(OWN.id)
+
+    clockwork.hear(router_key(POOL, OWN.id), None)
+
+    assert clockwork.restated == [model_key(POOL, OWN.id, "simple"), statistics_key(POOL, OWN.id, "simple")]
+
+
+def test_what_was_taken_back_while_the_log_was_away_holds_up_no_other() -> None:
+    """Whether it was done is told no more by a log that is compacted."""
+    clockwork = Clockwork()
+    for number in range(MOST_ON_THEIR_WAY):
+        clockwork.describe(model=f"m{number}")
+    clockwork.departed.caught_up(clockwork.now)
+    clockwork.wait(FORGET)
+    clockwork.now += 1.0
+    clockwork.heartbeat(OWN)
+    assert len(clockwork.look()) == MOST_ON_THEIR_WAY
+
+    clockwork.now += OUTAGE_SECONDS + 1.0
+    clockwork.describe("y")
+    taken = clockwork.wait(FORGET + 10)
+
+    assert {model_key(POOL, "y", "simple"), statistics_key(POOL, "y", "simple")} <= set(taken)
 
 
 # Whatever the order.
