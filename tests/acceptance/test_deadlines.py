@@ -1,6 +1,5 @@
 """A call ends at its deadline or with its caller, and is not executed for nobody afterwards."""
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,13 +56,10 @@ def until_forgotten(stack: Stack, gateway: Client) -> None:
 
 def test_a_call_ends_at_its_deadline(stack: Stack, gateway: Client) -> None:
     """Triton is told to stop as well: the model does not go on for the 20 seconds that were asked for."""
-    began = time.monotonic()
-
     with pytest.raises(grpc.RpcError) as caught:
         gateway.infer(slow(20_000), seconds=0.5)
 
     assert ended(caught.value).code is grpc.StatusCode.DEADLINE_EXCEEDED
-    assert 0.4 < time.monotonic() - began < 5
     assert gateway.infer(slow(1), seconds=10).raw_output_contents
     eventually(lambda: waiting(stack) == 0, seconds=SECONDS, what="nobody waits")
 

