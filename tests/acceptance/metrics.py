@@ -5,7 +5,7 @@ import urllib.request
 
 from prometheus_client.parser import text_string_to_metric_families
 
-SECONDS = 5.0
+SECONDS = 30.0
 
 
 def get(address: str, path: str) -> tuple[int, str]:

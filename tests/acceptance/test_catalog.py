@@ -6,7 +6,7 @@ from tritonclient.grpc import service_pb2 as oip
 from tests.acceptance.calls import MODELS, Client, Message, recording
 from tests.acceptance.eventually import eventually
 
-SECONDS = 10.0
+SECONDS = 30.0
 
 
 def test_the_server_is_live_and_ready(gateway: Client) -> None:

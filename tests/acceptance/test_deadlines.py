@@ -15,7 +15,7 @@ from tests.acceptance.stack import Stack
 
 SLOW_WINDOW = 2
 """How many calls of `slow` the router hands to Triton at once, by the model's own config."""
-SECONDS = 10.0
+SECONDS = 30.0
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from tests.acceptance.calls import Client, simple
 from tests.acceptance.eventually import eventually
 from tests.acceptance.stack import KEY, Stack
 
-SECONDS = 15.0
+SECONDS = 30.0
 DEFAULT_DEADLINE_SECONDS = 60.0
 MAXIMUM_DEADLINE_SECONDS = 600.0
 METADATA = (

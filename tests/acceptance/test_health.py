@@ -10,7 +10,7 @@ from tests.acceptance.calls import MODELS, SERVICE, Client, Metadata, refused, w
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
-SECONDS = 10.0
+SECONDS = 30.0
 
 
 @pytest.fixture

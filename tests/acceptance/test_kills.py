@@ -43,7 +43,7 @@ def running(stack: Stack, gateway: Client, request: Any = None) -> "grpc.Future[
     """A call that Triton works on."""
     call = gateway.begin(slow(30_000) if request is None else request, seconds=CALL_SECONDS)
     router = stack.ready["router_admin"][0]
-    eventually(lambda: metric(router, "headrace_router_running") >= 1, seconds=10, what="Triton runs the call")
+    eventually(lambda: metric(router, "headrace_router_running") >= 1, seconds=30, what="Triton runs the call")
     return call
 
 
@@ -101,7 +101,7 @@ def test_the_only_router_restarts_and_no_caller_notices(battered: Stack, gateway
     release, router = tmp_path / "release", battered.ready["router_admin"][0]
     calls = [gateway.begin(held(release), seconds=CALL_SECONDS) for _ in range(2)]
     calls += [gateway.begin(slow(1), seconds=CALL_SECONDS) for _ in range(20)]
-    eventually(lambda: metric(router, "headrace_router_waiting") >= 1, seconds=10, what="calls run, and others wait")
+    eventually(lambda: metric(router, "headrace_router_waiting") >= 1, seconds=30, what="calls run, and others wait")
 
     since = battered.kill("router-0", signal.SIGTERM)
     release.touch()
@@ -172,7 +172,7 @@ def test_the_broker_is_killed(battered: Stack, gateway: Client, tmp_path: Path) 
     release = tmp_path / "release"
     call = gateway.begin(held(release), seconds=CALL_SECONDS)
     router = battered.ready["router_admin"][0]
-    eventually(lambda: metric(router, "headrace_router_running") >= 1, seconds=10, what="Triton runs the call")
+    eventually(lambda: metric(router, "headrace_router_running") >= 1, seconds=30, what="Triton runs the call")
 
     battered.kill("broker", signal.SIGSTOP)
     into_the_dark = gateway.begin(simple(), seconds=CALL_SECONDS)

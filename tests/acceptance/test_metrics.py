@@ -10,7 +10,7 @@ from tests.acceptance.metrics import get, metric
 from tests.acceptance.stack import Stack
 from tests.unit.test_docs import DOCS, text_of
 
-SECONDS = 10.0
+SECONDS = 30.0
 
 
 def stated(process: str) -> set[str]:

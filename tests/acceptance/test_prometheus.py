@@ -26,7 +26,7 @@ from tests.acceptance.stack_fixture import LIMITED_KEY
 from tests.monitoring import FOLDER, Query, dashboard_queries, documented_queries, read, rules
 from tests.parts import missing
 
-SECONDS = 10.0
+SECONDS = 30.0
 SETTLE_SECONDS = 25.0
 """Scraped each second, a rate has two samples after some two; the rules then build on each other."""
 CHOSEN = {"$__rate_interval": "30s", "[7d:5m]": "[30s:1s]", "$pool": ".*", "$model": "simple"}

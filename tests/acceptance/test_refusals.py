@@ -85,7 +85,7 @@ def test_a_caller_without_a_key_is_refused_before_it_has_sent_its_message(anonym
     call: grpc.StreamUnaryMultiCallable[bytes, bytes] = anonymous.channel.stream_unary(f"/{SERVICE}/ModelInfer")
 
     with refused(UNAUTHENTICATED, "KEY_MISSING"):
-        call(_never(), timeout=10)
+        call(_never(), timeout=15)
 
 
 def _never() -> Iterator[bytes]:

@@ -102,4 +102,4 @@ def test_a_stranger_is_one_span_without_a_tenant(traced: Stack, receiver: Receiv
 
     [span] = receiver.trace(trace_id, spans=1)
     assert span.attributes["error.type"] == "KEY_MISSING"
-    eventually(lambda: f"trace_id={trace_id}" in traced.log("gateway-0"), seconds=10, what="the refusal is in the log")
+    eventually(lambda: f"trace_id={trace_id}" in traced.log("gateway-0"), seconds=30, what="the refusal is in the log")

@@ -15,7 +15,7 @@ from headrace.bus.protocols import AnswerHub, AnswerLinks, Link, Outcome, Router
 from headrace.bus.settings import ReplyTrustSettings
 
 POOL = "default"
-PATIENCE_SECONDS = 15.0
+PATIENCE_SECONDS = 30.0
 STALL_SECONDS = 0.5
 UNACKNOWLEDGED_BYTES = 1 << 20
 

@@ -430,7 +430,7 @@ async def test_reading_starts_again_where_it_was_committed(carrier: LogCarrier, 
 
 async def committed_soon(carrier: LogCarrier, group: str, topic: str, wanted: dict[int, int]) -> None:
     """A commit goes its way in the background, and nothing tells of it but the broker."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while await carrier.committed(group, topic) != wanted:  # noqa: ASYNC110  the broker is asked, it tells nothing
             await asyncio.sleep(0.05)
 

@@ -16,7 +16,7 @@ from headrace.local.ports import FreePorts
 from tests.parts import missing
 
 HOST = "127.0.0.1"
-START_SECONDS = 10
+START_SECONDS = 30.0
 STOP_SECONDS = 5
 
 

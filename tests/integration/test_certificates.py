@@ -32,7 +32,7 @@ from tests.unit.gateway.announcing import GATEWAY, description, heartbeat
 from tests.unit.gateway.certifying import DAY, Authority, Certificate, dns, email, uri
 
 LOOPBACK = "127.0.0.1"
-PATIENCE_SECONDS = 10.0
+PATIENCE_SECONDS = 30.0
 SERVICE = "/inference.GRPCInferenceService"
 KEY = (("x-api-key", "hr_ops_s3cret"),)
 Sent = tuple[tuple[str, str], ...]

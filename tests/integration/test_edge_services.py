@@ -34,7 +34,7 @@ A = RouterKey("a", 1)
 KEY = (("x-api-key", "hr_test_key"),)
 BEARER = {"authorization": "Bearer hr_test_key"}
 Sent = tuple[tuple[str, str], ...]
-PATIENCE_SECONDS = 10
+PATIENCE_SECONDS = 30.0
 CHECK, WATCH = f"/{HEALTH_SERVICE}/Check", f"/{HEALTH_SERVICE}/Watch"
 
 

@@ -115,7 +115,7 @@ async def test_a_restarted_triton_is_asked_again() -> None:
     async with triton(address) as asked:
         assert await asked.infer(b"", (), 20.0) is Failure.TRITON_LOST
         async with serving({"ModelInfer": answer}, port):
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 while (outcome := await asked.infer(b"", (), 20.0)) is Failure.TRITON_LOST:  # noqa: ASYNC110  no event tells
                     await asyncio.sleep(0.02)  # the channel's own pace of connecting again
             assert outcome == b"answer"
@@ -177,7 +177,7 @@ async def test_cancelling_a_call_cancels_it_in_triton() -> None:
 
     async with serving({"ModelInfer": wait}) as address, triton(address) as asked:
         call = asyncio.create_task(asked.infer(b"", (), 20.0))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await began.wait()
             call.cancel()
             await cancelled.wait()

@@ -51,11 +51,11 @@ def test_a_broker_with_users_lets_in_only_them(sasl_broker: str, mechanism: str)
         "sasl.username": "alice",
     }
 
-    assert AdminClient(_config(sasl_broker) | login | {"sasl.password": "right"}).list_topics(timeout=10).brokers
+    assert AdminClient(_config(sasl_broker) | login | {"sasl.password": "right"}).list_topics(timeout=30).brokers
     errors: list[KafkaError] = []
     hearing: dict[str, Any] = {"sasl.password": "wrong", "error_cb": errors.append}
     wrong = AdminClient({**_config(sasl_broker), **login, **hearing})
-    eventually(lambda: wrong.poll(0.1) and errors, seconds=10, what="the broker refuses the login")
+    eventually(lambda: wrong.poll(0.1) and errors, seconds=30, what="the broker refuses the login")
     assert KafkaError._AUTHENTICATION in [error.code() for error in errors]
 
 
@@ -72,7 +72,7 @@ def test_a_message_of_64_mib_passes_and_a_topic_that_nobody_made_stays_unmade(br
     _produce(broker, topic, bytes(BIG))
 
     assert _first(broker, topic) == bytes(BIG)
-    unmade = AdminClient(_config(broker)).list_topics("unmade", timeout=10).topics["unmade"]
+    unmade = AdminClient(_config(broker)).list_topics("unmade", timeout=30).topics["unmade"]
     assert unmade.error is not None
 
 

@@ -287,5 +287,5 @@ def _headrace(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def _all_gone(processes: list[psutil.Process]) -> None:
-    _, alive = psutil.wait_procs(processes, timeout=10)
+    _, alive = psutil.wait_procs(processes, timeout=30)
     assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]

@@ -13,7 +13,7 @@ from headrace.bus.topics import LARGEST_ANNOUNCEMENT_BYTES
 from headrace.bus.v1.announcement_pb2 import Announcement, GatewayHeartbeat, ModelDescription
 
 OWN = "gateway/g"
-SECONDS = 5.0
+SECONDS = 30.0
 NEVER_SECONDS = 3600.0
 OFTEN_SECONDS = 0.01
 

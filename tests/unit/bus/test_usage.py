@@ -178,7 +178,7 @@ async def test_a_cancelled_publication_is_made_again_the_same(fate: Fate) -> Non
 async def kept(meter: UsageMeter, log: MemoryUsage | FatefulLog, until: Callable[[], bool]) -> None:
     """Keep the meter until something holds."""
     keeping = asyncio.ensure_future(meter.keep(log))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not until():
             assert not keeping.done(), keeping.exception()
             await asyncio.sleep(0)
@@ -192,7 +192,7 @@ async def test_a_log_that_takes_no_usage_does_not_hold_up_the_end(fate: Fate, ca
     log, meter = FatefulLog([fate]), UsageMeter("s")
     meter.add("acme", "simple", calls=1)
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await meter.end(log, seconds=0.01 if fate is Fate.CANCELLED else 10)
 
     assert [getattr(record, "event", "") for record in caplog.records] == ["usage_lost"]

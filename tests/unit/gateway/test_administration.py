@@ -52,7 +52,7 @@ from tests.unit.gateway.announcing import (
 
 A, B = RouterKey("a", 1), RouterKey("b", 2)
 REPLY_ADDRESS = "127.0.0.1:7777"
-PATIENCE_SECONDS = 10.0
+PATIENCE_SECONDS = 30.0
 LIMIT = 1 << 20
 LOAD = oip.RepositoryModelLoadRequest(model_name="new").SerializeToString()
 UNLOAD = oip.RepositoryModelUnloadRequest(model_name="simple").SerializeToString()

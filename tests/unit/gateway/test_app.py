@@ -44,7 +44,7 @@ from tests.unit.scraping import scraper
 
 A, B = RouterKey("a", 1), RouterKey("b", 2)
 LOOPBACK, KEY = "127.0.0.1", "let-me-in"
-PATIENCE_SECONDS = 10.0
+PATIENCE_SECONDS = 30.0
 WAIT_SECONDS = 30.0
 
 

@@ -25,7 +25,7 @@ from headrace.bus.protocols import (
 )
 
 A, B = RouterKey("a", 1), RouterKey("b", 2)
-PATIENCE_SECONDS = 5.0
+PATIENCE_SECONDS = 30.0
 
 LOG_ERRORS: dict[type[LogError], type[Refusal]] = {
     LogFullError: LogFull,

@@ -13,7 +13,7 @@ from gateway.status import Context
 from gateway.strangers import MOST_BYTES, Anteroom
 
 HOUR = 3600.0
-PATIENCE_SECONDS = 5.0
+PATIENCE_SECONDS = 30.0
 
 
 class Sender:

@@ -29,7 +29,7 @@ NAME = METHOD.removeprefix("/")
 CALLERS = Parent(0x0AF7651916CD43DD8448EB211C80319C, 0xB7AD6B7169203331, sampled=True)
 SAMPLED = (("traceparent", CALLERS.traceparent), ("tracestate", "vendor=1"))
 UNSAMPLED = (("traceparent", CALLERS._replace(sampled=False).traceparent),)
-PATIENCE_SECONDS = 10.0
+PATIENCE_SECONDS = 30.0
 
 
 @pytest.fixture

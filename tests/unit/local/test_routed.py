@@ -9,7 +9,7 @@ import pytest
 from headrace.local.routed import until_routed
 from headrace.runtime.admin_http import Readiness, admin_http
 
-PATIENCE_SECONDS = 10.0
+PATIENCE_SECONDS = 30.0
 NOTHING_YET = ""
 ROUTED = "headrace_gateway_routers_live 2.0\nheadrace_gateway_models_unowned 0.0\n"
 

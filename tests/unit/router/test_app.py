@@ -28,7 +28,7 @@ from tests.unit.gateway.certifying import Authority, server_files
 from tests.unit.router.rig import settle
 from tests.unit.scraping import scraper
 
-SECONDS = 10.0
+SECONDS = 30.0
 
 
 @pytest.fixture

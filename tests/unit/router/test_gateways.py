@@ -195,7 +195,7 @@ async def test_the_log_is_followed_and_catching_up_is_told_after_what_holds() ->
     following = asyncio.create_task(
         gateways.follow(log, lambda: 5.0, told, lambda key, _, now: heard.append((str(key), now)))
     )
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await caught_up.wait()
 
     assert known == [("h:1", 7)]

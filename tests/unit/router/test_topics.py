@@ -12,7 +12,7 @@ from router.topics import RequestTopics
 from tests.unit.router.rig import settle
 
 GROUP = "headrace.default.interactive"
-SECONDS = 5.0
+SECONDS = 30.0
 NEVER_SECONDS = 3600.0
 OFTEN_SECONDS = 0.01
 

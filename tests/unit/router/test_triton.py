@@ -7,7 +7,7 @@ from router.triton import Triton
 from tests.integration.triton_stand_in import Context, serving
 
 Entry = tuple[str, str | bytes]
-SECONDS = 10.0
+SECONDS = 30.0
 
 
 async def carried(*sent: tuple[str, bytes]) -> list[Entry]:

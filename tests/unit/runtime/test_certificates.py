@@ -16,7 +16,7 @@ from headrace.runtime.certificates import OwnCertificate
 from headrace.runtime.settings import SettingsError
 
 HELLO, SLOW = "/s/hello", "/s/slow"
-SECONDS = 10.0
+SECONDS = 30.0
 
 
 class Files:

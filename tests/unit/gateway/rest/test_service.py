@@ -108,7 +108,7 @@ class Rest:
         """The body, and the headers ahead of it. Raises AioRpcError."""
         sent = request if isinstance(request, bytes) else request.SerializeToString()
         method: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self.channel.unary_unary(f"/{SERVICE}/{name}")
-        call = method(sent, metadata=(("x-api-key", key), *metadata), timeout=10)
+        call = method(sent, metadata=(("x-api-key", key), *metadata), timeout=30)
         body = HttpBody.FromString(await call)
         return body, {name: str(value) for name, value in await call.initial_metadata()}
 
