@@ -14,7 +14,7 @@ from headrace.bus.protocols import LogError, Record, RequestConsumer, RequestPub
 from headrace.bus.settings import GroupProtocol, KafkaSettings
 from headrace.bus.turns import Turns
 
-PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 45.0
 MAX_MESSAGE_BYTES = 1 << 20
 LOOK_SECONDS = 0.5
 
@@ -178,8 +178,8 @@ class KafkaCarrier:
     async def topic(self, partitions: int, **config: str) -> str:
         name = f"contract-{uuid.uuid4().hex}"
         admin = AIOKafkaAdminClient(bootstrap_servers=self.kafka.bootstrap_servers)
-        await admin.start()
         try:
+            await admin.start()
             await admin.create_topics([NewTopic(name, partitions, 1, topic_configs=config)])
         finally:
             await admin.close()
@@ -232,8 +232,8 @@ class KafkaCarrier:
 
     async def committed(self, group: str, topic: str) -> dict[int, int]:
         admin = AIOKafkaAdminClient(bootstrap_servers=self.kafka.bootstrap_servers)
-        await admin.start()
         try:
+            await admin.start()
             offsets = await admin.list_consumer_group_offsets(group)
         finally:
             await admin.close()

@@ -10,12 +10,20 @@ import pytest
 
 from headrace.bus.protocols import LogUnavailableError, Record, RecordTooLargeError, SeenEnd, TopicPartition
 from headrace.bus.settings import GroupProtocol
-from tests.contract.log_carriers import MAX_MESSAGE_BYTES, Failures, KafkaCarrier, LogCarrier, MemoryCarrier, Taker
+from tests.contract.log_carriers import (
+    MAX_MESSAGE_BYTES,
+    PATIENCE_SECONDS,
+    Failures,
+    KafkaCarrier,
+    LogCarrier,
+    MemoryCarrier,
+    Taker,
+)
 
 A_WHILE_SECONDS = 0.4
 """Long enough for what must not come to come, if it did."""
-SILENCE_SECONDS = 4.0
-"""A member that has gone without a word is missed after 6 s, and said its last up to 2 s before it went."""
+SILENCE_SECONDS = 30.0
+"""A member that has gone without a word is missed after 45 s, and said its last up to 2 s before it went."""
 
 
 def carrier_of(name: str, request: pytest.FixtureRequest, owned: AsyncExitStack) -> LogCarrier:
@@ -26,7 +34,8 @@ def carrier_of(name: str, request: pytest.FixtureRequest, owned: AsyncExitStack)
 
 
 @pytest.fixture(params=["memory", "kafka", "kafka-classic"])
-async def carrier(request: pytest.FixtureRequest) -> AsyncIterator[LogCarrier]:
+async def carrier(request: pytest.FixtureRequest, members_last: None) -> AsyncIterator[LogCarrier]:
+    del members_last  # it is there before any member is
     async with AsyncExitStack() as owned:
         yield carrier_of(request.param, request, owned)
 
@@ -234,8 +243,10 @@ async def test_a_paused_topic_brings_nothing_and_holds_up_no_other(carrier: LogC
 async def test_a_resumed_topic_is_read_again(carrier: LogCarrier, group: str) -> None:
     topic = await carrier.topic(1)
     taker = await carrier.taker(group, [topic])
-    await taker.until(lambda: bool(taker.owned))
+    await lag_is(taker, 0, partitions=1)
     taker.consumer.pause(topic)
+    taker.consumer.commit({TopicPartition(topic, 0): 1})
+    await committed_soon(carrier, group, topic, {0: 1})  # a consumer obeys in turn: the pause is in force
     await published(carrier, topic, 1)
     await asyncio.sleep(A_WHILE_SECONDS)
     assert fetched(taker) == 0
@@ -324,7 +335,7 @@ async def test_partitions_that_left_while_their_topic_was_paused_are_read_when_t
 
 async def lag_is(taker: Taker, wanted: int, *, partitions: int) -> None:
     """It is measured once in a while, and nothing tells when."""
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while True:
             lag = taker.consumer.lag
             if (sum(lag.values()), len(lag)) == (wanted, partitions):
@@ -376,7 +387,7 @@ async def test_the_lag_of_another_members_partitions_is_not_told(carrier: LogCar
 
 async def unread_is(taker: Taker, offsets: list[int]) -> list[SeenEnd]:
     """Where the one partition was seen to end, once this is so. Nothing tells when it is looked at."""
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while True:
             told = [*taker.consumer.unread.values()] or [()]
             if [each.offset for each in told[0]][-len(offsets) :] == offsets and len(told) == 1:
@@ -430,7 +441,7 @@ async def test_reading_starts_again_where_it_was_committed(carrier: LogCarrier, 
 
 async def committed_soon(carrier: LogCarrier, group: str, topic: str, wanted: dict[int, int]) -> None:
     """A commit goes its way in the background, and nothing tells of it but the broker."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while await carrier.committed(group, topic) != wanted:  # noqa: ASYNC110  the broker is asked, it tells nothing
             await asyncio.sleep(0.05)
 

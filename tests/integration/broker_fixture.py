@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, contextmanager, suppress
 from pathlib import Path
@@ -23,6 +23,11 @@ from tests.parts import missing
 
 START_SECONDS = 60
 STOP_SECONDS = 20
+MEMBER_SECONDS = 45
+"""After so long a silence the shared broker takes a member of a group for dead.
+
+A test machine may stand still for longer than the 6 s of our own brokers: what was not committed would be read twice.
+"""
 
 
 @pytest.fixture(scope="session")
@@ -46,16 +51,24 @@ def broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         yield where
         return
     install: kafka.BrokerInstall = request.getfixturevalue("broker_install")
-    with running_broker(install, tmp_path_factory.mktemp("kafka")) as address:
+    patient = {"group.consumer.session.timeout.ms": str(MEMBER_SECONDS * 1000)}
+    with running_broker(install, tmp_path_factory.mktemp("kafka"), more=patient) as address:
         yield address
 
 
 @contextmanager
-def running_broker(install: kafka.BrokerInstall, home: Path, *, sasl: kafka.Sasl | None = None) -> Iterator[str]:
-    """A broker of one's own, with its data in `home`, for tests that stop it, kill it or ask for a login."""
+def running_broker(
+    install: kafka.BrokerInstall, home: Path, *, sasl: kafka.Sasl | None = None, more: Mapping[str, str] | None = None
+) -> Iterator[str]:
+    """A broker of one's own, with its data in `home`, for tests that stop it, kill it or ask for a login.
+
+    `more` are settings in place of ours.
+    """
     ports = FreePorts("127.0.0.1")
     port = ports.take()
     kafka.prepare_storage(install, home, port=port, controller_port=ports.take(), sasl=sasl)
+    with (home / "server.properties").open("a", encoding="utf-8") as properties:
+        properties.writelines(f"{name}={value}\n" for name, value in (more or {}).items())  # the last one counts
     with started_broker(install, home, port):
         yield f"127.0.0.1:{port}"
 

@@ -244,6 +244,9 @@ class KafkaConsumer:
         self._lag_due = now + self._look_seconds
         ours = list(self._assigned)
         self._starts = {place: self._starts[place] for place in ours if place in self._starts}
+        if untold := [RdPartition(*place) for place in ours if place not in self._starts]:
+            with suppress(KafkaException):  # of a new topic, which has no leader yet, or the broker is away
+                self._commit_starts(untold, _WAKE_SECONDS)
         self._rotation.keep(ours)
         ends = self._heard = self._ends(ours)
         seen_at = time.time()
@@ -387,8 +390,10 @@ class KafkaConsumer:
         # What was measured is of another time.
         self._lag = {place: records for place, records in self._lag.items() if place not in ours}
         self._unread = {place: ends for place, ends in self._unread.items() if place not in ours}
+        for place in ours:
+            self._starts.pop(place, None)
         self._on_loop(lambda: self._assigned_on_loop(ours))
-        self._command(lambda: self._commit_starts(places))
+        self._command(lambda: self._begin(places))
 
     def _assigned_on_loop(self, places: list[TopicPartition]) -> None:
         self._assigned.update(places)
@@ -396,19 +401,22 @@ class KafkaConsumer:
             self.pause(topic)
         self._events.assigned(places)
 
-    def _commit_starts(self, places: list[RdPartition]) -> None:
+    def _begin(self, places: list[RdPartition]) -> None:
+        self._lag_due = 0.0  # whose turn it is depends on it
+        self._commit_starts(places, _COMMIT_SECONDS)
+
+    def _commit_starts(self, places: list[RdPartition], seconds: float) -> None:
         # A partition has lag only once it has a committed offset: where none is, its start is committed now.
-        committed = self._consumer.committed(places, timeout=_COMMIT_SECONDS)
+        committed = self._consumer.committed(places, timeout=seconds)
         missing = [place for place in committed if place.offset == OFFSET_INVALID and place.error is None]
         starts = [
-            RdPartition(place.topic, place.partition, self._consumer.get_watermark_offsets(place, _COMMIT_SECONDS)[0])
+            RdPartition(place.topic, place.partition, self._consumer.get_watermark_offsets(place, seconds)[0])
             for place in missing
         ]
         if starts:
             self._commit(starts, wait=True)
         for place in [*(each for each in committed if each.offset >= 0), *starts]:
             self._starts[_key(place)] = place.offset
-        self._lag_due = 0.0  # whose turn it is depends on it
 
     def _revoke(self, consumer: Consumer, places: list[RdPartition]) -> None:
         self._let_go(places)
