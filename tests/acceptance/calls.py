@@ -18,7 +18,7 @@ from tests.acceptance.eventually import eventually
 from tests.acceptance.stack import KEY, Stack
 
 SERVICE = "inference.GRPCInferenceService"
-SECONDS = 30.0
+SECONDS = 60.0
 UNLIMITED = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
 
 Metadata = tuple[tuple[str, str | bytes], ...]
@@ -83,7 +83,7 @@ FEW_MODELS = ["echo", "recording", "simple", "slow"]
 """Those that tests of the whole system call, whatever the model."""
 
 
-def until_callable(stack: Stack, models: Sequence[str] = ("simple",), *, seconds: float = 30.0) -> None:
+def until_callable(stack: Stack, models: Sequence[str] = ("simple",), *, seconds: float = SECONDS) -> None:
     """Wait until every gateway of the stack would take calls of the models."""
     for address in stack.ready["grpc"]:
         with client(address) as asked:
@@ -125,8 +125,8 @@ def slow(milliseconds: int, **fields: Any) -> Message:
 
 
 def held(release: Path, **fields: Any) -> Message:
-    """A request to `slow` that runs until the file is there."""
-    request = slow(60_000, **fields)
+    """A request to `slow` that runs until the file is there, or its caller's deadline."""
+    request = slow(600_000, **fields)
     request.inputs.add(name="RELEASE", datatype="BYTES", shape=[1])
     request.raw_input_contents.append(_bytes_element(bytes(release)))
     return request

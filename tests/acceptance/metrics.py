@@ -2,6 +2,7 @@
 
 import urllib.error
 import urllib.request
+from http.client import HTTPException
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -19,8 +20,11 @@ def get(address: str, path: str) -> tuple[int, str]:
 
 
 def metric(address: str, name: str, **labels: str) -> float:
-    """The value of a sample; 0 where there is none yet."""
-    status, text = get(address, "/metrics")
+    """The value of a sample; 0 where there is none yet. Where nobody answers an AssertionError, for `eventually`."""
+    try:
+        status, text = get(address, "/metrics")
+    except (OSError, HTTPException) as error:
+        raise AssertionError(f"{address} does not answer: {error}") from error
     assert status == 200
     return sum(
         sample.value

@@ -16,9 +16,12 @@ from headrace.local import guard, leash
 from headrace.local.ports import FreePorts
 
 KEY = "dev"
-START_SECONDS = 60.0
-STOP_SECONDS = 45.0
-HEAL_SECONDS = 30.0
+START_SECONDS = 120.0
+STOP_SECONDS = 90.0
+HEAL_SECONDS = 60.0
+LONG_DRAIN = {"HEADRACE_GATEWAY__DRAIN__GRACE_SECONDS": "40", "HEADRACE_ROUTER__DRAIN_GRACE_SECONDS": "40"}
+"""Settings for tests that hold calls while a process leaves: the 10 s of a local stack are over as soon as the machine
+stands still once. `headrace up`, when it stops as a whole, still waits 15 s for each process."""
 
 Event = dict[str, Any]  # Any: a JSON object
 

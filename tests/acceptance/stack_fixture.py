@@ -23,6 +23,8 @@ CURBED_ADMIN_KEY = "hr_curbed_s3cret4"
 """Has the role admin, in that tenant, which is not granted administration."""
 LIMITED_KEY = "hr_limited_s3cret5"
 """Of a tenant with limits that are soon met."""
+LIMITED_REST_KEY = "hr_limitedrest_s3cret10"
+"""Of one for the tests of REST: the few calls of either are for one test."""
 STRANGER_KEY = "hr_stranger_s3cret6"
 """Of a tenant that the policy does not know."""
 EXPIRED_KEY, EARLY_KEY, DISABLED_KEY = "hr_expired_s3cret7", "hr_early_s3cret8", "hr_disabled_s3cret9"
@@ -38,6 +40,9 @@ tenants:
     by_model:
       slow: {concurrency: 1}
       echo: {request_bytes: 1000}
+  limited-rest:
+    models: ["*"]
+    limits: {calls_per_second: 0.01, burst: 3}
 """
 
 
@@ -48,6 +53,7 @@ def _keys() -> str:
         (OBSERVER_KEY, "narrow", '["observer"]', ""),
         (CURBED_ADMIN_KEY, "narrow", '["admin"]', ""),
         (LIMITED_KEY, "limited", "[]", ""),
+        (LIMITED_REST_KEY, "limited-rest", "[]", ""),
         (STRANGER_KEY, "stranger", "[]", ""),
         (EXPIRED_KEY, "guests", "[]", "expires = 2020-01-01T00:00:00Z"),
         (EARLY_KEY, "guests", "[]", "not_before = 2090-01-01T00:00:00Z"),

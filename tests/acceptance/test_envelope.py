@@ -60,7 +60,7 @@ def envelope_of(message: Message) -> Envelope:
 def test_the_record_holds_the_client_s_bytes_and_no_credential(stack: Stack, gateway: Client) -> None:
     payload = simple(id=uuid.uuid4().hex).SerializeToString() + b"\xfa\x7f\x03odd"  # a field that nobody knows
     began = time.time()
-    gateway.send("ModelInfer", payload, metadata=METADATA)
+    gateway.send("ModelInfer", payload, metadata=METADATA, seconds=30)
 
     message = record_of(stack, payload)
     envelope = envelope_of(message)

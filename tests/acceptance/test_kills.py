@@ -13,22 +13,23 @@ from tritonclient.grpc import service_pb2 as oip
 from tests.acceptance.calls import FEW_MODELS, Client, client, ended, held, simple, slow, sums, until_callable, with_key
 from tests.acceptance.eventually import eventually
 from tests.acceptance.metrics import metric
-from tests.acceptance.stack import HEAL_SECONDS, Stack, started_stack
+from tests.acceptance.stack import HEAL_SECONDS, LONG_DRAIN, Stack, started_stack
 
-pytestmark = pytest.mark.timeout(180)
-
-AT_ONCE_SECONDS = 20.0
+AT_ONCE_SECONDS = 45.0
 """Far less than the deadline of the calls, and enough for a busy machine."""
-SILENT_SECONDS = 15.0
+SILENT_SECONDS = 45.0
 """Enough for silence to be taken for death."""
-CALL_SECONDS = 60.0
+CALL_SECONDS = 120.0
+PATIENT = {**LONG_DRAIN, "HEADRACE_GATEWAY__OWNER_WAIT_SECONDS": str(CALL_SECONDS)}
+"""Settings for a stack of which the only router may take longer to come back than calls usually wait for one."""
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 @pytest.fixture(scope="module")
 def battered(_parts: None, few_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A stack of its own for the tests that kill: each leaves it healed."""
-    with started_stack(tmp_path_factory.mktemp("battered"), "--model-repository", str(few_models)) as running:
+    options = ("--model-repository", str(few_models))
+    with started_stack(tmp_path_factory.mktemp("battered"), *options, env=PATIENT) as running:
         until_callable(running, FEW_MODELS)
         yield running
 
@@ -41,7 +42,7 @@ def gateway(battered: Stack) -> Iterator[Client]:
 
 def running(stack: Stack, gateway: Client, request: Any = None) -> "grpc.Future[Any]":
     """A call that Triton works on."""
-    call = gateway.begin(slow(30_000) if request is None else request, seconds=CALL_SECONDS)
+    call = gateway.begin(slow(100_000) if request is None else request, seconds=CALL_SECONDS)
     router = stack.ready["router_admin"][0]
     eventually(lambda: metric(router, "headrace_router_running") >= 1, seconds=30, what="Triton runs the call")
     return call
@@ -72,9 +73,7 @@ def test_triton_is_killed(battered: Stack, gateway: Client, tmp_path: Path) -> N
 
     since = battered.kill("triton-0")
 
-    eventually(
-        lambda: republished(battered, "TRITON_LOST") == before + 1, seconds=AT_ONCE_SECONDS, what="it is tried again"
-    )
+    eventually(lambda: republished(battered, "TRITON_LOST") > before, seconds=AT_ONCE_SECONDS, what="it is tried again")
     battered.until_back("triton-0", since)
     release.touch()
     assert call.result(timeout=HEAL_SECONDS).raw_output_contents
@@ -92,7 +91,7 @@ def test_the_router_is_killed(battered: Stack, gateway: Client, tmp_path: Path) 
     release.touch()
 
     assert call.result(timeout=HEAL_SECONDS).raw_output_contents
-    assert republished(battered, "ROUTER_LOST") == before + 1
+    assert republished(battered, "ROUTER_LOST") > before  # more than once, where a busy machine starves the new one
     answers_again(gateway)
 
 
@@ -113,7 +112,7 @@ def test_the_only_router_restarts_and_no_caller_notices(battered: Stack, gateway
 
 def test_a_call_of_a_sequence_is_not_run_anew(battered: Stack, gateway: Client) -> None:
     """The state that it would need is gone."""
-    request = slow(30_000)
+    request = slow(100_000)
     request.parameters["sequence_id"].int64_param = 7
     call = running(battered, gateway, request)
 
@@ -175,11 +174,14 @@ def test_the_broker_is_killed(battered: Stack, gateway: Client, tmp_path: Path) 
     eventually(lambda: metric(router, "headrace_router_running") >= 1, seconds=30, what="Triton runs the call")
 
     battered.kill("broker", signal.SIGSTOP)
-    into_the_dark = gateway.begin(simple(), seconds=CALL_SECONDS)
-    release.touch()
-    assert call.result(timeout=CALL_SECONDS).raw_output_contents
+    try:
+        into_the_dark = gateway.begin(simple(), seconds=CALL_SECONDS)
+        release.touch()
+        assert call.result(timeout=CALL_SECONDS).raw_output_contents
+    finally:
+        since = battered.kill("broker")
 
-    battered.until_back("broker", battered.kill("broker"))
+    battered.until_back("broker", since)
     error = into_the_dark.exception(timeout=HEAL_SECONDS)
     assert error is None or (isinstance(error, grpc.RpcError) and ended(error).reason == "LOG_UNAVAILABLE"), error
     answers_again(gateway)

@@ -27,7 +27,7 @@ from tests.monitoring import FOLDER, Query, dashboard_queries, documented_querie
 from tests.parts import missing
 
 SECONDS = 30.0
-SETTLE_SECONDS = 25.0
+SETTLE_SECONDS = 60.0
 """Scraped each second, a rate has two samples after some two; the rules then build on each other."""
 CHOSEN = {"$__rate_interval": "30s", "[7d:5m]": "[30s:1s]", "$pool": ".*", "$model": "simple"}
 TENANTS = ("limited", "development")
@@ -178,19 +178,17 @@ def conditions() -> Iterator[Query]:
             yield Query(f"{alert.name}: {condition}", judged)
 
 
-@pytest.mark.timeout(120)
 def test_every_query_has_an_answer(told: Prometheus) -> None:
     queries = [*dashboard_queries(), *conditions(), *documented_queries()]
 
-    def nothing_more_is_awaited() -> bool:
-        return unanswered(told, (query for query in queries if query.where not in EMPTY)) == set()
+    def those_alone_are_empty() -> bool:
+        # In one look: a rate that had an answer has none for a while when a busy machine scrapes late.
+        assert unanswered(told, queries) == EMPTY.keys()
+        return True
 
-    with suppress(AssertionError):
-        eventually(nothing_more_is_awaited, seconds=SETTLE_SECONDS, what="every query has an answer")
-    assert unanswered(told, queries) == EMPTY.keys()
+    eventually(those_alone_are_empty, seconds=SETTLE_SECONDS, what="every query has an answer")
 
 
-@pytest.mark.timeout(120)
 def test_every_rule_is_evaluated_and_nothing_fires(told: Prometheus) -> None:
     def evaluated() -> list[Any]:
         found = [rule for group in told.get("rules")["groups"] for rule in group["rules"]]

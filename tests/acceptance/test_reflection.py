@@ -20,7 +20,7 @@ SERVICES = [
     "grpc.reflection.v1alpha.ServerReflection",
     SERVICE,
 ]
-SECONDS = 20.0
+SECONDS = 60.0
 VERSIONS = ["v1", "v1alpha"]
 
 

@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -15,7 +16,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tritonclient.grpc import service_pb2 as oip
 
-from tests.acceptance.calls import Client, Message, Raw, client, echo, ended, refused, simple, slow, with_key
+from tests.acceptance.calls import Client, Message, Raw, client, echo, ended, held, refused, simple, slow, with_key
 from tests.acceptance.eventually import eventually
 from tests.acceptance.metrics import metric
 from tests.acceptance.stack import Stack
@@ -307,15 +308,20 @@ def test_a_tenant_that_the_policy_does_not_know_may_nothing(stack: Stack, method
 # Limits.
 
 
-def test_a_limit_refuses_with_all_that_a_client_needs_to_come_back(stack: Stack) -> None:
-    gateway = stack.ready["admin"][0]
+def test_a_limit_refuses_with_all_that_a_client_needs_to_come_back(stack: Stack, tmp_path: Path) -> None:
+    gateway, release = stack.ready["admin"][0], tmp_path / "release"
     with client(stack.grpc, with_key(LIMITED_KEY)) as limited:
         with refused(EXHAUSTED, "REQUEST_TOO_LARGE"):
             limited.infer(echo(b"x" * 2000))
-        running = limited.begin(slow(2000))
-        eventually(lambda: metric(gateway, "headrace_gateway_calls_waiting") >= 1, seconds=30, what="the call is there")
-        with refused(EXHAUSTED, "CONCURRENCY_LIMITED"):
-            limited.infer(slow(0))
+        running = limited.begin(held(release), seconds=100)
+        try:
+            eventually(
+                lambda: metric(gateway, "headrace_gateway_calls_waiting") >= 1, seconds=30, what="the call is there"
+            )
+            with refused(EXHAUSTED, "CONCURRENCY_LIMITED"):
+                limited.infer(slow(0))
+        finally:
+            release.touch()
         running.result(timeout=30)
 
         for _ in range(2):

@@ -14,8 +14,6 @@ from tests.acceptance.eventually import eventually
 from tests.acceptance.stack import Stack, started_stack
 from tests.integration.otlp_receiver import Receiver, receiving, tree
 
-pytestmark = pytest.mark.timeout(180)
-
 MODEL_INFER = "inference.GRPCInferenceService/ModelInfer"
 TOPIC = request_topic("default", "interactive", "simple")
 SPANS = 5

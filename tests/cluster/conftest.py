@@ -28,8 +28,6 @@ RUN = ROOT / "build" / "cluster" / "runs" / uuid4().hex[:8]
 """What this run writes; gone with it unless a test failed."""
 BUILD = "tests/cluster/build/build (Go makes it; `make test-cluster` calls it)"
 
-TEST_SECONDS = 300
-
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Leave this folder out of runs that do not name it."""
@@ -37,14 +35,6 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     if any(path == HERE or HERE in path.parents for path in named):
         return None
     return HERE in (collection_path, *collection_path.parents) or None
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """More patience than elsewhere; a test that needs still more says so."""
-    for item in items:
-        if HERE in item.path.parents and item.get_closest_marker("timeout") is None:
-            item.add_marker(pytest.mark.timeout(TEST_SECONDS))
 
 
 @dataclass(frozen=True)

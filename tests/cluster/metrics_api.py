@@ -10,12 +10,14 @@ import json
 import re
 import ssl
 import threading
+import time
 import urllib.parse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 
 from headrace.local.ports import FreePorts
 from tests.acceptance.eventually import eventually
@@ -50,6 +52,8 @@ class Scaled:
     load: Load = field(default_factory=Load)
     away: set[str] = field(default_factory=set)
     """Metrics that nobody measures at the moment."""
+    looks: list[float] = field(default_factory=list)
+    """When it was looked at."""
 
     @classmethod
     def by(cls, autoscaler: Document, labels: dict[str, str]) -> "Scaled":
@@ -68,6 +72,11 @@ class Scaled:
                 case kind:
                     raise NotImplementedError(f"no load is made for metrics of the kind {kind}")
         return cls(labels, targets)
+
+    def unwatched(self, begin: float, end: float) -> float:
+        """The longest time between the two moments in which nobody looked."""
+        looks = [begin, *(at for at in self.looks if begin < at < end), end]
+        return max(after - before for before, after in pairwise(looks))
 
 
 def quantity(text: object) -> float:
@@ -145,6 +154,7 @@ class Metrics:
         labels = dict(pair.split("=", 1) for pair in selector.split(",") if "=" in pair)
         for scaled in self.scaled.get(namespace, []):
             if scaled.labels == labels:
+                scaled.looks.append(time.monotonic())
                 return scaled, self.pods(namespace, selector)
         return None, []
 

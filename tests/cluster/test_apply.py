@@ -4,8 +4,6 @@ import copy
 import json
 from functools import partial
 
-import pytest
-
 from tests.acceptance.eventually import eventually
 from tests.cluster import manifests
 from tests.cluster.applied import Applied
@@ -64,7 +62,6 @@ def _misspelt(document: Document) -> Document:
     return wrong
 
 
-@pytest.mark.timeout(200)
 def test_every_workload_becomes_ready(applied: Applied, cluster: Cluster) -> None:
     """Scheduled on nodes that have room, GPUs and taints; each volume claimed; each Job complete."""
     cluster.require_own()

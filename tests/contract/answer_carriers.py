@@ -109,7 +109,9 @@ class AnswerCarrier(Protocol):
         """End a gateway; its address remains known."""
         ...
 
-    async def router(self, name: str = "router-0", *, forbidden: Collection[str] = ()) -> Router:
+    async def router(
+        self, name: str = "router-0", *, forbidden: Collection[str] = (), stall_seconds: float = STALL_SECONDS
+    ) -> Router:
         """Start a router."""
         ...
 
@@ -155,7 +157,9 @@ class MemoryCarrier:
     async def stop(self, gateway: Gateway) -> None:
         await self._hub(gateway).__aexit__()
 
-    async def router(self, name: str = "router-0", *, forbidden: Collection[str] = ()) -> Router:
+    async def router(
+        self, name: str = "router-0", *, forbidden: Collection[str] = (), stall_seconds: float = STALL_SECONDS
+    ) -> Router:
         router = Router(RouterKey(name, 1))
         router.links = links = MemoryAnswerLinks(
             self._network,
@@ -163,7 +167,7 @@ class MemoryCarrier:
             pool=POOL,
             events=router,
             unacknowledged_bytes=UNACKNOWLEDGED_BYTES,
-            stall_seconds=STALL_SECONDS,
+            stall_seconds=stall_seconds,
         )
         links.forbidden = set(forbidden)
         await self._owned.enter_async_context(links)
@@ -230,14 +234,16 @@ class GrpcCarrier:
         self._proxies[gateway.address].target = None
         await gateway.hub.__aexit__()
 
-    async def router(self, name: str = "router-0", *, forbidden: Collection[str] = ()) -> Router:
+    async def router(
+        self, name: str = "router-0", *, forbidden: Collection[str] = (), stall_seconds: float = STALL_SECONDS
+    ) -> Router:
         router = Router(RouterKey(name, 1))
         router.links = links = GrpcAnswerLinks(
             terms=LinkTerms(
                 router=router.key,
                 pool=POOL,
-                attach_seconds=1.0,
-                stall_seconds=STALL_SECONDS,
+                attach_seconds=PATIENCE_SECONDS,
+                stall_seconds=stall_seconds,
                 unacknowledged_bytes=UNACKNOWLEDGED_BYTES,
                 max_message_bytes=64 << 20,
             ),

@@ -25,8 +25,8 @@ from tests.parts import missing
 HOST = "127.0.0.1"
 USER = "headrace"
 PASSWORD = "water-wheel"  # noqa: S105  of a server that lives as long as the tests
-START_SECONDS = 20
-STOP_SECONDS = 10
+START_SECONDS = 60
+STOP_SECONDS = 30
 _NOBODY = 65534
 _SETTINGS = {"fsync": "off", "full_page_writes": "off", "max_connections": "50"}
 

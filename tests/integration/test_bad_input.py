@@ -294,7 +294,6 @@ def test_up_names_a_busy_port_and_the_option(tmp_path: Path) -> None:
     assert "--grpc-port" in said
 
 
-@pytest.mark.timeout(120)
 def test_broken_models_are_told_and_the_others_serve(tmp_path: Path) -> None:
     """One whose config can't be parsed, and one whose code fails: the index tells Triton's reason, where it has one."""
     repository = tmp_path / "repository"
@@ -366,7 +365,7 @@ def test_a_gateway_waits_for_its_broker_and_says_so(
         assert get(admin, "/livez")[0] == 200
         assert get(admin, "/readyz")[0] == 503
         with refused(grpc.StatusCode.UNAVAILABLE, "GATEWAY_STARTING"):
-            gateway.infer(simple(), seconds=5)
+            gateway.infer(simple(), seconds=30)
         assert not gateway.ask("ServerReady", oip.ServerReadyRequest()).ready
 
         home = tmp_path / "broker"
@@ -388,7 +387,6 @@ def test_a_process_that_waits_for_its_broker_can_be_stopped(files: Files, module
         eventually(lambda: "broker" in says(admin), seconds=SECONDS, what="/readyz says that the broker is away")
 
 
-@pytest.mark.timeout(120)
 def test_a_stack_waits_for_its_triton_and_says_so(triton_address: str, tmp_path: Path) -> None:
     port = FreePorts(HOST).take()
     with started_stack(tmp_path, "--triton", f"{HOST}:{port}") as stack:
@@ -412,7 +410,6 @@ def test_a_stack_waits_for_its_triton_and_says_so(triton_address: str, tmp_path:
 # Who may not attach.
 
 
-@pytest.mark.timeout(120)
 def test_a_router_with_a_wrong_secret_is_refused_and_harms_nobody(files: Files, stack: Stack, tmp_path: Path) -> None:
     kafka_port = int(stack.ready["kafka"].rpartition(":")[2])
     settings = router_settings(files, kafka_port=kafka_port, triton=f"{HOST}:1")

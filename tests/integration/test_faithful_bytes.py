@@ -12,7 +12,7 @@ from tests.acceptance.eventually import eventually
 from tests.acceptance.stack import started_stack
 from tests.integration.triton_proxy import TritonProxy, triton_proxy
 
-DEFAULT_DEADLINE_SECONDS = 2.0
+DEFAULT_DEADLINE_SECONDS = 5.0
 SLACK_SECONDS = 20.0
 
 

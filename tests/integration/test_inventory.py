@@ -4,6 +4,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
 
+import grpc
 import pytest
 from tritonclient.grpc import service_pb2 as oip
 
@@ -13,6 +14,8 @@ from router.triton import Triton, TritonAwayError
 from tests.integration.triton_stand_in import Context, Methods, Respond, serving
 
 READY, UNAVAILABLE = "READY", "UNAVAILABLE"
+CALL_SECONDS = 30.0
+"""As long as a busy machine may take to answer; what is slow says itself that its time is over."""
 
 
 class Repository:
@@ -27,7 +30,7 @@ class Repository:
         self.asked: Counter[str] = Counter()
         self.unloaded_meanwhile: set[str] = set()
         self.slow: set[str] = set()
-        """Methods, and models asked for their config, that get no answer."""
+        """Methods, and models asked for their config, whose answer does not come in the caller's time."""
         self.leaving_at: str | None = None
         """The method at which Triton begins to stop: it unloads its models, and says that it is not ready."""
         self.dying_at: str | None = None
@@ -52,7 +55,7 @@ class Repository:
             if self.dead:
                 await context.abort(14, "Socket closed")  # type: ignore[arg-type]
             if name in self.slow:
-                await asyncio.Event().wait()
+                await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
             return await respond(request, context)
 
         return answer
@@ -77,7 +80,7 @@ class Repository:
         if name in self.unloaded_meanwhile:
             await context.abort(14, f"Request for unknown model: '{name}' version 1 is not at ready state")  # type: ignore[arg-type]
         if name in self.slow:
-            await asyncio.Event().wait()
+            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
         response = oip.ModelConfigResponse()
         response.config.name = name
         response.config.max_batch_size = self.batch_sizes[name]
@@ -102,9 +105,9 @@ def repository() -> Repository:
 class Looked:
     """An inventory, and how often it told of a change."""
 
-    def __init__(self, address: str, *, call_seconds: float = 5) -> None:
+    def __init__(self, address: str) -> None:
         self.changes = 0
-        self.triton = Triton(address, max_message_bytes=1 << 20, call_seconds=call_seconds)
+        self.triton = Triton(address, max_message_bytes=1 << 20, call_seconds=CALL_SECONDS)
         self.inventory = Inventory(
             triton=self.triton,
             settings=TritonSettings(address=address),
@@ -225,7 +228,7 @@ async def test_a_model_that_triton_does_not_know_any_more_is_not_ready(
     """Triton says so in a text, with codes that mean other things as well: this is the real one's."""
     repository.models = {("simple", "1"): (READY, "")}
     await looked.look()
-    async with Triton(triton_address, max_message_bytes=1 << 20, call_seconds=5) as real:
+    async with Triton(triton_address, max_message_bytes=1 << 20, call_seconds=CALL_SECONDS) as real:
         with pytest.raises(TritonAwayError, match=UNKNOWN_MODEL):
             await real.model_config("absent", "")
 
@@ -259,7 +262,7 @@ async def test_a_triton_that_is_slow_to_tell_of_its_models_is_not_away(repositor
     repository.models = {("simple", "1"): (READY, ""), ("other", "1"): (READY, "")}
     repository.counted = [("simple", "1", 5)]
     async with serving(repository.methods()) as address:
-        looked = Looked(address, call_seconds=0.2)
+        looked = Looked(address)
         async with looked.triton:
             await looked.look()
             before, counted = looked.inventory.models, looked.inventory.statistics
@@ -280,7 +283,7 @@ async def test_a_triton_that_starts_and_is_slow_to_count_is_ready(repository: Re
     repository.models = {("simple", "1"): (READY, "")}
     repository.slow = {"ModelStatistics"}
     async with serving(repository.methods()) as address:
-        looked = Looked(address, call_seconds=0.2)
+        looked = Looked(address)
         async with looked.triton:
             assert [await looked.look() for _ in range(2)] == [1, 0]
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import math
 import random
 import time
 from collections.abc import AsyncIterator, Callable
@@ -31,6 +32,10 @@ PATIENCE_SECONDS = 30.0
 TINY = 1e-6
 AT_LEAST = 0.5
 """Of a rate: what comes in while a busy machine stands still can be lost."""
+STEP_SECONDS = 0.05
+"""As much of the time between two turns of the loop counts as running; the machine stood still for the rest of it."""
+LAPSE_MICROS = 600_000_000
+"""However long the machine stands still, slots of those who are there do not lapse."""
 MODES: tuple[Mode, ...] = ("local_share", "deny", "allow")
 
 
@@ -71,17 +76,31 @@ async def evalsha_calls(url: str) -> int:
     return int(stats.get("cmdstat_evalsha", {"calls": 0})["calls"])
 
 
-async def offer(rates: list[LeasedRate], *, per_second: float, seconds: float) -> list[float]:
-    """Offer takes to all in turn; returns when those were that succeeded."""
+async def running(seconds: float) -> AsyncIterator[float]:
+    """For how long this process has run, again and again, until it was so long."""
+    spent, last = 0.0, time.monotonic()
+    while spent < seconds:
+        yield spent
+        await asyncio.sleep(0.005)
+        now = time.monotonic()
+        spent += min(now - last, STEP_SECONDS)
+        last = now
+
+
+async def offer(rates: list[LeasedRate], *, per_second: float, seconds: float) -> tuple[list[float], float]:
+    """Offer takes to all in turn, for so long of running.
+
+    Returns when those were that succeeded, and how long it was by the clock: the limit goes on while nothing runs.
+    """
     taken: list[float] = []
     start, offered = time.monotonic(), 0
-    while (now := time.monotonic()) - start < seconds:
-        while offered < (now - start) * per_second:
+    async for spent in running(seconds):
+        now = time.monotonic()
+        while offered < spent * per_second:
             if rates[offered % len(rates)].take(now) == 0.0:
                 taken.append(now)
             offered += 1
-        await asyncio.sleep(0.005)
-    return taken
+    return taken, time.monotonic() - start
 
 
 @pytest.mark.parametrize("burst", [1, 20, 100])
@@ -91,7 +110,7 @@ async def test_ten_times_the_rate_gets_the_rate(valkey: Valkey, burst: float) ->
     async with fleet(valkey.url) as gateways:
         rates = [leases.rate("tenant", rate, burst) for leases in gateways]
 
-        taken = await offer(rates, per_second=10 * rate, seconds=seconds)
+        taken, elapsed = await offer(rates, per_second=10 * rate, seconds=seconds)
 
     lease = rate * 0.25
     overshoot = GATEWAYS * (lease + max(1, min(lease, burst) / GATEWAYS))
@@ -100,36 +119,35 @@ async def test_ten_times_the_rate_gets_the_rate(valkey: Valkey, burst: float) ->
         for last in range(first, len(taken)):
             assert last - first + 1 <= burst + rate * (taken[last] - start) + overshoot
     assert len(taken) >= AT_LEAST * rate * seconds
-    assert len(taken) <= burst + rate * seconds + GATEWAYS * max(1, min(lease, burst) / GATEWAYS) + TINY
+    assert len(taken) <= burst + rate * elapsed + GATEWAYS * max(1, min(lease, burst) / GATEWAYS) + TINY
 
 
 async def test_all_gateways_get_their_part_of_a_rate(valkey: Valkey) -> None:
     async with fleet(valkey.url) as gateways:
         rates = [leases.rate("tenant", 300, 30) for leases in gateways]
         counts = [0] * GATEWAYS
-        start = time.monotonic()
-        while (now := time.monotonic()) - start < 3:
+        async for _ in running(3):
+            now = time.monotonic()
             for which, rate in enumerate(rates):
                 counts[which] += sum(rate.take(now) == 0.0 for _ in range(5))
-            await asyncio.sleep(0.005)
 
     assert min(counts) >= 0.5 * sum(counts) / GATEWAYS, counts
 
 
 async def test_a_gateway_alone_gets_the_whole_rate(valkey: Valkey) -> None:
     async with fleet(valkey.url) as gateways:
-        taken = await offer([gateways[0].rate("tenant", 200, 10)], per_second=2000, seconds=2)
+        taken, elapsed = await offer([gateways[0].rate("tenant", 200, 10)], per_second=2000, seconds=2)
 
-    assert AT_LEAST * 400 <= len(taken) <= 10 + 400 + 50 / GATEWAYS + 1
+    assert AT_LEAST * 400 <= len(taken) <= 10 + 200 * elapsed + 50 / GATEWAYS + 1
 
 
 async def test_a_slow_rate_is_one_rate_for_all(valkey: Valkey) -> None:
     """Where the limit is less than a token per gateway and lease."""
     async with fleet(valkey.url) as gateways:
         rates = [leases.rate("tenant", 2, 1) for leases in gateways]
-        taken = await offer(rates, per_second=200, seconds=4)
+        taken, elapsed = await offer(rates, per_second=200, seconds=4)
 
-    assert 6 <= len(taken) <= 1 + 2 * 4 + GATEWAYS
+    assert 6 <= len(taken) <= 1 + 2 * elapsed + GATEWAYS
 
 
 async def test_what_nobody_spends_goes_back(valkey: Valkey) -> None:
@@ -139,7 +157,7 @@ async def test_what_nobody_spends_goes_back(valkey: Valkey) -> None:
         while first.take(time.monotonic()) == 0.0:  # noqa: ASYNC110  what is not taken is what counts
             await asyncio.sleep(0.1)
         assert second.take(time.monotonic()) == 0.0  # its start
-        await asyncio.sleep(2.5)
+        await until(lambda: not any(leases._active for leases in gateways), what="all of it has gone back")
         calls = await evalsha_calls(valkey.url)
         await asyncio.sleep(0.5)
 
@@ -151,13 +169,14 @@ async def test_calls_at_a_time_never_exceed_the_limit(valkey: Valkey) -> None:
     """Checked at every single take; and nearly all slots are used, by all gateways."""
     most = 20
     most_seen = 0
+    over = False
     finished = [0] * GATEWAYS
     async with fleet(valkey.url) as gateways:
         slots = [leases.slots("tenant", most) for leases in gateways]
 
-        async def caller(which: int, until_: float) -> None:
+        async def caller(which: int) -> None:
             nonlocal most_seen
-            while time.monotonic() < until_:
+            while not over:
                 if slots[which].take():
                     in_use = sum(each.in_use for each in slots)
                     most_seen = max(most_seen, in_use)
@@ -169,9 +188,11 @@ async def test_calls_at_a_time_never_exceed_the_limit(valkey: Valkey) -> None:
                     await asyncio.sleep(0.005)
 
         async with asyncio.TaskGroup() as group:
-            end = time.monotonic() + 3
             for at in range(GATEWAYS * 20):
-                group.create_task(caller(at % GATEWAYS, end))
+                group.create_task(caller(at % GATEWAYS))
+            async for _ in running(3):
+                pass
+            over = True
 
     assert most_seen >= most - 1
     assert min(finished) >= 0.5 * sum(finished) / GATEWAYS, finished
@@ -184,17 +205,17 @@ async def test_fewer_slots_than_gateways_are_still_a_limit(valkey: Valkey) -> No
     async with fleet(valkey.url) as gateways:
         slots = [leases.slots("tenant", 1) for leases in gateways]
         assert not slots[0].take()
-        start = time.monotonic()
-        while time.monotonic() - start < 6:
+
+        def all_had_a_turn() -> bool:
             for which, each in enumerate(slots):
                 if each.in_use:
                     each.release()
                     finished[which] += 1
                 each.take()
                 assert sum(other.in_use for other in slots) <= 1
-            await asyncio.sleep(0.01)
+            return min(finished) > 0
 
-    assert min(finished) > 0, finished
+        await until(all_had_a_turn, what="every gateway has its turn")
 
 
 async def test_a_gateway_that_dies_gives_its_slots_back(valkey: Valkey) -> None:
@@ -215,7 +236,6 @@ async def test_a_gateway_that_dies_gives_its_slots_back(valkey: Valkey) -> None:
         slots = survivor.slots("tenant", 8)
         taken = sum(slots.take() for _ in range(8))
         assert taken + held.in_use <= 8
-        died_at = time.monotonic()
         alive = 1
 
         def all_taken() -> bool:
@@ -223,7 +243,7 @@ async def test_a_gateway_that_dies_gives_its_slots_back(valkey: Valkey) -> None:
             return slots.in_use == 8
 
         await until(all_taken, what="the dead one's slots come back")
-        assert time.monotonic() - died_at >= 2.5  # not while it might have used them
+        assert time.monotonic() >= held._balance._held_until  # not while it might have used them
 
 
 async def test_no_cancellation_is_lost(valkey: Valkey) -> None:
@@ -248,7 +268,7 @@ async def test_leaving_gives_everything_back_at_once(valkey: Valkey) -> None:
         rate, slots = leaving.rate("tenant", 100, 100), leaving.slots("tenant", 8)
         rate.take(time.monotonic())
         slots.take()
-        await asyncio.sleep(0.2)
+        await until(lambda: rate._balance._tokens > 0 and slots._balance._held > 0, what="it holds some of both")
         slots.release()
 
     async with Redis.from_url(valkey.url) as redis:
@@ -267,7 +287,13 @@ async def test_without_valkey_the_mode_holds_until_it_is_back(valkey: Valkey, mo
         assert [each.take() for each in slots] == [True] * GATEWAYS
         for rate in rates:
             rate.take(time.monotonic())
-        await asyncio.sleep(0.2)
+        await until(
+            lambda: (
+                all(rate._balance._answered_at > -math.inf for rate in rates)
+                and all(each._balance._held_until > -math.inf for each in slots)
+            ),
+            what="all have leases of both",
+        )
 
         valkey.kill()
         await until(lambda: all(leases.away for leases in gateways), what="all notice")
@@ -289,8 +315,8 @@ async def test_without_valkey_the_mode_holds_until_it_is_back(valkey: Valkey, mo
                 each.release()
         valkey.start()
         await until(lambda: not any(leases.away for leases in gateways), what="all come back")
-        taken = await offer(rates, per_second=300, seconds=2)
-        assert AT_LEAST * 60 <= len(taken) <= 30 + 60 + GATEWAYS * 5
+        taken, elapsed = await offer(rates, per_second=300, seconds=2)
+        assert AT_LEAST * 60 <= len(taken) <= 30 + 30 * elapsed + GATEWAYS * 5
 
 
 async def test_a_valkey_that_hangs_is_away_too(valkey: Valkey) -> None:
@@ -310,9 +336,11 @@ async def test_a_valkey_that_hangs_is_away_too(valkey: Valkey) -> None:
 
         await asyncio.wait_for(taking(), PATIENCE_SECONDS)
         assert rate.take(time.monotonic(), 1000) == 0.0
+        # An answer that comes late from here on is a busy machine's, which would open the limit to everything again.
+        leases._answer_seconds = PATIENCE_SECONDS
         await until(lambda: not leases.away, what="it is back")
-        taken = await offer([rate], per_second=1000, seconds=2)
-        assert AT_LEAST * 200 <= len(taken) <= 10 + 200 + 25 + 25
+        taken, elapsed = await offer([rate], per_second=1000, seconds=2)
+        assert AT_LEAST * 200 <= len(taken) <= 10 + 100 * elapsed + 25 + 25
 
 
 async def test_a_valkey_that_was_never_there_delays_nothing(valkey: Valkey) -> None:
@@ -422,9 +450,9 @@ async def test_traffic_per_call_vanishes_as_the_rate_grows(valkey: Valkey) -> No
         for rate_per_second in (10, 100, 1000, 10_000):
             rate = leases.rate(f"tenant-{rate_per_second}", rate_per_second, rate_per_second)
             before = await evalsha_calls(valkey.url)
-            taken = await offer([rate], per_second=rate_per_second, seconds=2)
+            taken, elapsed = await offer([rate], per_second=rate_per_second, seconds=2)
             requests = await evalsha_calls(valkey.url) - before
-            assert requests <= 2.2 / 0.04
+            assert requests <= (elapsed + 0.2) / 0.04
             assert len(taken) >= AT_LEAST * rate_per_second * 2
             per_call.append(requests / len(taken))
             print(f"{rate_per_second}/s: {len(taken)} calls, {requests} requests")  # noqa: T201  for whoever asks with -s
@@ -437,11 +465,11 @@ async def test_all_buckets_share_one_request(valkey: Valkey) -> None:
     async with gateway(valkey.url, gateways=lambda: 1) as leases:
         rates = [leases.rate(f"tenant-{at}", 100, 100) for at in range(50)]
         before = await evalsha_calls(valkey.url)
-        taken = await offer(rates, per_second=1000, seconds=1)
+        taken, elapsed = await offer(rates, per_second=1000, seconds=1)
         requests = await evalsha_calls(valkey.url) - before
 
     assert len(taken) >= AT_LEAST * 1000
-    assert requests <= 1.1 / 0.04
+    assert requests <= (elapsed + 0.1) / 0.04
 
 
 async def test_buckets_beyond_the_bound_live_as_if_redis_were_away(valkey: Valkey) -> None:
@@ -471,7 +499,7 @@ async def test_two_holders_of_one_name_share_one_limit(valkey: Valkey) -> None:
 
 async def test_the_script_counts_as_gcra_does(valkey: Valkey) -> None:
     """The same takes, settled through the script and taken from a local bucket: the same is left."""
-    rate, burst = 0.001, 50.0  # so slow that the time between two requests is nothing
+    rate, burst = 0.0001, 50.0  # so slow that the time between two requests is nothing
     local = Gcra(rate, burst)
     async with Redis.from_url(valkey.url) as redis:
         for amount in (1.0, 0.25, 30.0, 18.75, 5.0, 0.5):
@@ -514,5 +542,5 @@ async def test_the_script_never_gives_more_slots_than_there_are(valkey: Valkey, 
 
 async def ask(redis: Redis, asked: RateAsk | SlotsAsk, *, me: str = "me") -> tuple[float, float]:
     kind = "rate" if isinstance(asked, RateAsk) else "slots"
-    first, second = await redis.eval(SCRIPT, 1, kind, me, GATEWAYS, 3_000_000, kind, *asked)
+    first, second = await redis.eval(SCRIPT, 1, kind, me, GATEWAYS, LAPSE_MICROS, kind, *asked)
     return float(first), float(second)

@@ -101,7 +101,6 @@ async def described(
     return said
 
 
-@pytest.mark.timeout(90)
 async def test_what_was_taken_from_the_log_is_committed_while_the_router_runs(
     kafka: KafkaSettings, triton_address: str, pool: str, secret: Path
 ) -> None:
@@ -125,7 +124,6 @@ async def test_what_was_taken_from_the_log_is_committed_while_the_router_runs(
                 pass  # each question takes its time: there is nothing to spin on
 
 
-@pytest.mark.timeout(90)
 async def test_a_topic_that_cannot_be_made_keeps_no_other_model_from_being_served(
     kafka: KafkaSettings, triton_address: str, pool: str, secret: Path
 ) -> None:
@@ -180,7 +178,6 @@ async def reported(kafka: KafkaSettings, source: str, until: Callable[[list[Usag
     return entries
 
 
-@pytest.mark.timeout(90)
 async def test_how_long_its_model_took_is_reported_of_every_tenant(
     kafka: KafkaSettings, triton_address: str, pool: str, secret: Path
 ) -> None:

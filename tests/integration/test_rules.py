@@ -33,7 +33,6 @@ def test_the_rules_are_valid(promtool: str) -> None:
     assert said.count("SUCCESS") == len(RULES)
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("path", TESTS, ids=lambda path: path.stem)
 def test_the_tests_of_the_rules_pass(promtool: str, path: Path) -> None:
     assert "SUCCESS" in run(promtool, "test", "rules", path)

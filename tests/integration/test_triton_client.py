@@ -58,10 +58,10 @@ async def test_the_remaining_time_is_tritons_deadline() -> None:
         remaining.append(context.time_remaining())
         return b""
 
-    await infer_once({"ModelInfer": look}, seconds=7.0)
+    await infer_once({"ModelInfer": look}, seconds=100.0)
 
     assert remaining[0] is not None
-    assert 5 < remaining[0] < 7.1  # gRPC rounds it up on its way
+    assert 50 < remaining[0] < 102  # gRPC rounds it up on its way
 
 
 @pytest.mark.parametrize("code", [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK])

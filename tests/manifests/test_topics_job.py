@@ -6,7 +6,6 @@ import subprocess
 import sys
 import uuid
 
-import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 
 from headrace.bus.control import Topics
@@ -17,7 +16,6 @@ from tests.manifests.rendering import K8S
 JOB = K8S / "base" / "topics" / "topics.py"
 
 
-@pytest.mark.timeout(120)
 def test_the_job_makes_topics_with_committed_starts_and_may_run_again(broker: str) -> None:
     pool = f"p{uuid.uuid4().hex[:8]}"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HEADRACE_")} | {

@@ -62,9 +62,9 @@ def metrics(node: Node, headrace: Headrace) -> Iterator[None]:
         kubectl.run("--namespace=monitoring", "rollout", "status", f"deployment/{name}", "--timeout=120s", seconds=130)
     headrace.scale(TRITON, 1)
     eventually(
-        lambda: all(_metric(headrace, name) is not None for name in (WAIT, LAG)),
+        lambda: _served(headrace),
         seconds=SERVED_SECONDS,
-        what=f"{WAIT} and {LAG} are served",
+        what=f"{LAG} and {WAIT} are served",
     )
     yield
     kubectl.run("delete", f"--filename={monitoring}", "--timeout=120s", seconds=130)
@@ -73,6 +73,12 @@ def metrics(node: Node, headrace: Headrace) -> Iterator[None]:
 def _map(name: str, data: dict[str, str]) -> Document:
     metadata = {"name": name, "namespace": "monitoring"}
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}
+
+
+def _served(headrace: Headrace) -> tuple[float, float] | None:
+    """Lag and wait; None while either is not told."""
+    lag, wait = _metric(headrace, LAG), _metric(headrace, WAIT)
+    return None if lag is None or wait is None else (lag, wait)
 
 
 def _metric(headrace: Headrace, name: str) -> float | None:
@@ -136,10 +142,8 @@ class Watch:
             self._failed = exc
 
     def _sample(self) -> Sample:
-        lag, wait = (_metric(self.headrace, name) for name in (LAG, WAIT))
-        # Served before the watch began, and there is never no pod.
-        assert lag is not None, LAG
-        assert wait is not None, WAIT
+        # Served before the watch began, and there is never no pod; but a scrape may come late.
+        lag, wait = eventually(lambda: _served(self.headrace), seconds=SERVED_SECONDS, what=f"{LAG}, {WAIT} are served")
         found = self.headrace.kubectl.get("deployment", "--namespace", NAMESPACE, TRITON)
         seconds = round(time.monotonic() - self.began, 1)
         return Sample(seconds, lag, wait, found["spec"]["replicas"], found["status"].get("readyReplicas", 0))

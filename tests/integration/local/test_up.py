@@ -139,7 +139,7 @@ def test_the_generated_key_is_kept_from_start_to_start(state_dir: Path, somewher
         with running(state_dir, somewhere) as up:
             keys.append(up.ready()["api_key"])
             up.process.terminate()
-            assert up.process.wait(20) == 0
+            assert up.process.wait(45) == 0
 
     assert keys[0] == keys[1]
     assert keys[0].startswith("hr_dev_")
@@ -163,7 +163,7 @@ def test_one_signal_stops_everything_in_order(state_dir: Path, somewhere: str, n
 
         up.process.send_signal(signal.Signals[name])
 
-        assert up.process.wait(20) == 0
+        assert up.process.wait(45) == 0
         assert up.process.stdout is not None
         stopped = [json.loads(line) for line in up.process.stdout]
     assert [said["name"] for said in stopped if said.get("state") == "stopped"] == [
@@ -185,7 +185,7 @@ def test_a_second_signal_does_not_wait_and_leaves_nothing_either(state_dir: Path
 
         up.process.terminate()
 
-        assert up.process.wait(5) == 0
+        assert up.process.wait(30) == 0
     _all_gone(belonging)
 
 

@@ -23,7 +23,7 @@ from typer.testing import CliRunner, Result
 from headrace.cli import app
 from headrace.local import state
 
-SECONDS = 20.0
+SECONDS = 30.0
 
 
 class Process:
@@ -229,15 +229,21 @@ def command(*arguments: str) -> list[str]:
 
 
 def test_in_a_pipe_there_is_a_board_each_interval(process: Process) -> None:
-    live = subprocess.Popen(command("--json", "--gateway-admin", process.address), stdout=subprocess.PIPE, text=True)
-    assert live.stdout is not None
-    with live.stdout:
-        boards = [json.loads(live.stdout.readline()) for _ in range(3)]
-        live.send_signal(signal.SIGINT)
-        live.stdout.read()
+    asked = command("--json", "--gateway-admin", process.address)
+    with subprocess.Popen(asked, stdout=subprocess.PIPE, text=True) as live:
+        try:
+            assert live.stdout is not None
+            rates: list[float | None] = []
+            while sum(map(bool, rates)) < 2 and len(rates) < 50:  # a busy machine answers some looks too late
+                rates.append(json.loads(live.stdout.readline())["totals"]["calls_per_second"])
+            live.send_signal(signal.SIGINT)
+            live.stdout.read()
+            assert live.wait(SECONDS) == 0
+        finally:
+            live.kill()
 
-    assert live.wait(SECONDS) == 0
-    assert [bool(board["totals"]["calls_per_second"]) for board in boards] == [False, True, True]
+    assert not rates[0], "there is nothing to compare with yet"
+    assert sum(map(bool, rates)) == 2, rates
 
 
 class Terminal:
@@ -287,15 +293,18 @@ class Terminal:
 @pytest.mark.parametrize("end", ["q", "Ctrl-C", "SIGTERM"])
 def test_a_terminal_is_left_as_it_was(process: Process, end: str) -> None:
     terminal = Terminal(command("--gateway-admin", process.address))
-    terminal.until(b"simple")
-    process.until_scraped(3)
+    try:
+        terminal.until(b"simple")
+        process.until_scraped(3)
 
-    if end == "SIGTERM":
-        terminal.process.terminate()
-    else:
-        terminal.type(b"q" if end == "q" else b"\x03")
+        if end == "SIGTERM":
+            terminal.process.terminate()
+        else:
+            terminal.type(b"q" if end == "q" else b"\x03")
 
-    assert terminal.end() == 0, terminal.drawn
+        assert terminal.end() == 0, terminal.drawn
+    finally:
+        terminal.process.kill()
     assert terminal.after == terminal.before
     entered, left = b"\x1b[?1049h", b"\x1b[?1049l"
     assert terminal.drawn.count(entered) == terminal.drawn.count(left) == 1

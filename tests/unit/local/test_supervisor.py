@@ -397,8 +397,8 @@ def test_the_guard_kills_what_carries_the_mark_once_its_input_closes(tmp_path: P
 
         watch.stdin.close()
 
-        assert ours.wait(10) == -signal.SIGKILL
-        assert watch.wait(10) == 0
+        assert ours.wait(30) == -signal.SIGKILL
+        assert watch.wait(30) == 0
         assert other.poll() is None
         other.kill()
 
@@ -406,7 +406,7 @@ def test_the_guard_kills_what_carries_the_mark_once_its_input_closes(tmp_path: P
 def _gone(pidfd: int) -> None:
     """Wait until a process ended; one that nobody has reaped yet counts as ended."""
     try:
-        ended, _, _ = select.select([pidfd], [], [], 10)
+        ended, _, _ = select.select([pidfd], [], [], 30)
         assert ended
     finally:
         os.close(pidfd)

@@ -375,7 +375,7 @@ class AnyOrder(RuleBasedStateMachine):
         assert [key for key in self.holds if self.gone(key)] == []
 
 
-TestAnyOrder = pytest.mark.timeout(120)(AnyOrder.TestCase)
+TestAnyOrder = AnyOrder.TestCase
 TestAnyOrder.settings = settings(max_examples=150, stateful_step_count=25, deadline=None)
 
 

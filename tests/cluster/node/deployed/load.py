@@ -18,13 +18,12 @@ BUSY = ("--model", "slow", "--seconds", "0.1", "--callers", "8")
 """More than two Triton pods run at once, so that each pod that answers has calls under way at any time."""
 
 
-@dataclass(frozen=True)
-class Failure:
-    """A call that ended with an error."""
+@dataclass(frozen=True, order=True)
+class Ended:
+    """A call that ended, and when."""
 
     at: float
     took: float
-    text: str
 
     @property
     def began(self) -> float:
@@ -32,13 +31,19 @@ class Failure:
         return self.at - self.took
 
 
+@dataclass(frozen=True, order=True)
+class Failure(Ended):
+    """A call that ended with an error."""
+
+    text: str
+
+
 @dataclass(frozen=True)
 class Report:
     """What the caller saw; times in seconds since the epoch."""
 
-    answered: tuple[float, ...]
-    slowest: float
-    """How long the longest call took that was answered."""
+    answers: tuple[Ended, ...]
+    """By when they came."""
     errors: tuple[Failure, ...]
 
     @classmethod
@@ -46,10 +51,19 @@ class Report:
         """What a caller printed."""
         told = json.loads(out.splitlines()[-1])
         return cls(
-            answered=tuple(sorted(at for at, _ in told["answered"])),
-            slowest=max((took for _, took in told["answered"]), default=0.0),
+            answers=tuple(sorted(Ended(at, took) for at, took in told["answered"])),
             errors=tuple(Failure(**error) for error in told["errors"]),
         )
+
+    @property
+    def answered(self) -> tuple[float, ...]:
+        """When answers came."""
+        return tuple(answer.at for answer in self.answers)
+
+    @property
+    def slowest(self) -> float:
+        """How long the longest call took that was answered."""
+        return max((answer.took for answer in self.answers), default=0.0)
 
     @property
     def longest(self) -> float:
