@@ -1,6 +1,7 @@
 """What every request log promises: see RequestPublisher and RequestConsumer. Run on the twin and on Kafka."""
 
 import asyncio
+import statistics
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -240,19 +241,24 @@ async def test_a_paused_topic_brings_nothing_and_holds_up_no_other(carrier: LogC
     assert len(taker.records_of[TopicPartition(full, 0)]) == 20
 
 
-async def test_a_resumed_topic_is_read_again(carrier: LogCarrier, group: str) -> None:
+async def test_a_resumed_topic_is_read_again_soon(carrier: LogCarrier, group: str) -> None:
+    """The middle one of several tries counts: a busy machine may stand still in any of them."""
     topic = await carrier.topic(1)
     taker = await carrier.taker(group, [topic])
     await lag_is(taker, 0, partitions=1)
-    taker.consumer.pause(topic)
-    taker.consumer.commit({TopicPartition(topic, 0): 1})
-    await committed_soon(carrier, group, topic, {0: 1})  # a consumer obeys in turn: the pause is in force
-    await published(carrier, topic, 1)
-    await asyncio.sleep(A_WHILE_SECONDS)
-    assert fetched(taker) == 0
+    took = []
+    for number in range(1, 6):
+        taker.consumer.pause(topic)
+        await asyncio.sleep(A_WHILE_SECONDS)  # the fetch that was under way is over
+        await published(carrier, topic, 1)
+        await asyncio.sleep(A_WHILE_SECONDS)
+        assert fetched(taker) == number - 1
+        resumed = time.monotonic()
+        taker.consumer.resume(topic)
+        await taker.until(lambda: fetched(taker) == number)  # noqa: B023
+        took.append(time.monotonic() - resumed)
 
-    taker.consumer.resume(topic)
-    await taker.until(lambda: fetched(taker) == 1)
+    assert statistics.median(took) < 0.3, took
 
 
 async def test_pausing_and_resuming_loses_nothing_and_doubles_nothing(carrier: LogCarrier, group: str) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import math
+import random
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -29,9 +30,9 @@ _POLL_SECONDS = 0.1  # how late a new subscription or a stop may be noticed on a
 _PAUSED_POLL_SECONDS = 0.005  # how late a resume may be noticed, and a pause on a silent topic
 _NONE_SECONDS = 10.0  # after so long without a partition there is none: two heartbeats of brokers that are not set up
 _NONE_AGAIN_SECONDS = 1.0  # how soon a coordinator that did not answer is asked once more
-_LEAVE_SECONDS = 5.0  # how long leaving may wait for a broker that is away; its client does for 45 s
+_LEAVE_SECONDS = 5.0  # how long leaving may wait for a broker that is away; its client does for 6 or 45 s, by protocol
 _CALLBACK_SECONDS = 5.0  # how long the loop may take to let go of partitions
-_COMMIT_SECONDS = 5.0
+_STARTS_SECONDS = 1.0  # how long asking where partitions begin may hold up the thread
 _TURN_SECONDS = 1.0  # how long partitions that were read of late wait for those whose turn it is, on a slow broker
 _WAKE_SECONDS = 0.5  # how long a resume may hold up the thread while the broker does not answer
 _MEMBERSHIP: dict[GroupProtocol, dict[str, str | int]] = {
@@ -245,8 +246,7 @@ class KafkaConsumer:
         ours = list(self._assigned)
         self._starts = {place: self._starts[place] for place in ours if place in self._starts}
         if untold := [RdPartition(*place) for place in ours if place not in self._starts]:
-            with suppress(KafkaException):  # of a new topic, which has no leader yet, or the broker is away
-                self._commit_starts(untold, _WAKE_SECONDS)
+            self._commit_starts(untold)
         self._rotation.keep(ours)
         ends = self._heard = self._ends(ours)
         seen_at = time.time()
@@ -370,16 +370,18 @@ class KafkaConsumer:
         self._received += len(batch)
         self._events.records([record for record in batch if record.place in self._assigned])
 
-    def _commit(self, offsets: list[RdPartition], *, wait: bool) -> None:
+    def _commit(self, offsets: list[RdPartition], *, wait: bool) -> list[RdPartition]:
+        """Returns those that the broker took, where that is waited for."""
         try:
             if wait:
-                self._consumer.commit(offsets=offsets, asynchronous=False)
-            else:
-                self._consumer.commit(offsets=offsets, asynchronous=True)
+                told = self._consumer.commit(offsets=offsets, asynchronous=False)
+                return [place for place in told if place.error is None]
+            self._consumer.commit(offsets=offsets, asynchronous=True)
         except KafkaException as exc:
             # Nothing is lost: the records are read again, and skipped where their callers are gone.
             extra = {"event": "commit_failed", "why": str(exc.args[0])}
             _log.warning("offsets were not committed: %s", exc.args[0], extra=extra)
+        return []
 
     def _assign(self, consumer: Consumer, places: list[RdPartition]) -> None:
         consumer.incremental_assign(places)
@@ -393,7 +395,7 @@ class KafkaConsumer:
         for place in ours:
             self._starts.pop(place, None)
         self._on_loop(lambda: self._assigned_on_loop(ours))
-        self._command(lambda: self._begin(places))
+        self._lag_due = 0.0  # whose turn it is depends on it
 
     def _assigned_on_loop(self, places: list[TopicPartition]) -> None:
         self._assigned.update(places)
@@ -401,22 +403,27 @@ class KafkaConsumer:
             self.pause(topic)
         self._events.assigned(places)
 
-    def _begin(self, places: list[RdPartition]) -> None:
-        self._lag_due = 0.0  # whose turn it is depends on it
-        self._commit_starts(places, _COMMIT_SECONDS)
+    def _commit_starts(self, places: list[RdPartition]) -> None:
+        """A partition has lag only once it has a committed offset: where none is, its start is committed now.
 
-    def _commit_starts(self, places: list[RdPartition], seconds: float) -> None:
-        # A partition has lag only once it has a committed offset: where none is, its start is committed now.
-        committed = self._consumer.committed(places, timeout=seconds)
-        missing = [place for place in committed if place.offset == OFFSET_INVALID and place.error is None]
-        starts = [
-            RdPartition(place.topic, place.partition, self._consumer.get_watermark_offsets(place, seconds)[0])
-            for place in missing
-        ]
+        What the brokers do not tell or take yet is left to the next look.
+        """
+        until = time.monotonic() + _STARTS_SECONDS
+        try:
+            committed = self._consumer.committed(places, timeout=_STARTS_SECONDS)
+        except KafkaException:  # the coordinator is away
+            return
+        self._starts |= {_key(place): place.offset for place in committed if place.offset >= 0}
+        missing = [_key(place) for place in committed if place.offset == OFFSET_INVALID and place.error is None]
+        random.shuffle(missing)  # one without a leader may take all the time: not always that of the same ones
+        starts = []
+        for place in missing:
+            if (left := until - time.monotonic()) > 0:
+                with suppress(KafkaException):  # a new topic's partition has no leader yet
+                    start, _ = self._consumer.get_watermark_offsets(RdPartition(*place), left)
+                    starts.append(RdPartition(*place, start))
         if starts:
-            self._commit(starts, wait=True)
-        for place in [*(each for each in committed if each.offset >= 0), *starts]:
-            self._starts[_key(place)] = place.offset
+            self._starts |= {_key(place): place.offset for place in self._commit(starts, wait=True)}
 
     def _revoke(self, consumer: Consumer, places: list[RdPartition]) -> None:
         self._let_go(places)

@@ -58,8 +58,9 @@ class Struck:
             assert max(longest, silence) < self.away + SLACK_SECONDS
 
     def _answered_meanwhile(self) -> bool:
-        """Whether calls that were made after the blow were answered before all was as it had been."""
-        return any(answer.began > self.since and answer.at < self.ready for answer in self.report.answers)
+        """Whether calls that were made well after the blow were answered before all was as it had been."""
+        middle = (self.since + self.ready) / 2
+        return any(answer.began > middle and answer.at < self.ready for answer in self.report.answers)
 
 
 def strike(

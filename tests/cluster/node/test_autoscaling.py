@@ -29,6 +29,7 @@ WAIT, LAG = "headrace_router_oldest_wait_seconds", "headrace_router_lag_records"
 MOST = 3
 """Of the local overlay's autoscaler."""
 SERVED_SECONDS = 180.0
+GAP_SECONDS = 30.0
 SCALED_SECONDS = 300.0
 CALLERS, CALLS = 40, 400
 OUT = ROOT / "build" / "cluster" / "autoscaling"
@@ -143,7 +144,7 @@ class Watch:
 
     def _sample(self) -> Sample:
         # Served before the watch began, and there is never no pod; but a scrape may come late.
-        lag, wait = eventually(lambda: _served(self.headrace), seconds=SERVED_SECONDS, what=f"{LAG}, {WAIT} are served")
+        lag, wait = eventually(lambda: _served(self.headrace), seconds=GAP_SECONDS, what=f"{LAG}, {WAIT} are served")
         found = self.headrace.kubectl.get("deployment", "--namespace", NAMESPACE, TRITON)
         seconds = round(time.monotonic() - self.began, 1)
         return Sample(seconds, lag, wait, found["spec"]["replicas"], found["status"].get("readyReplicas", 0))

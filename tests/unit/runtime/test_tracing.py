@@ -143,7 +143,7 @@ async def test_nobody_waits_for_a_receiver(caplog: pytest.LogCaptureFixture, *, 
             server.close()
         settings = TraceSettings(endpoint=f"http://127.0.0.1:{port}", export_seconds=60, queue_spans=4)
         async with asyncio.timeout(FLUSH_SECONDS + 15), Tracing(settings, service="s", instance="i") as tracing:
-            for _ in range(100):
+            for _ in range(1000):
                 tracing.begin("n", "SERVER", parent=None, attributes={}).end()
 
     assert "traces_lost" in [record.event for record in caplog.records if hasattr(record, "event")]
