@@ -251,7 +251,7 @@ async def test_a_resumed_topic_is_read_again_soon(carrier: LogCarrier, group: st
         taker.consumer.pause(topic)
         await asyncio.sleep(A_WHILE_SECONDS)  # the fetch that was under way is over
         await published(carrier, topic, 1)
-        await asyncio.sleep(A_WHILE_SECONDS)
+        await asyncio.sleep(A_WHILE_SECONDS)  # nothing comes, and the client's thread sleeps
         assert fetched(taker) == number - 1
         resumed = time.monotonic()
         taker.consumer.resume(topic)

@@ -81,7 +81,7 @@ async def running(seconds: float) -> AsyncIterator[float]:
     spent, last = 0.0, time.monotonic()
     while spent < seconds:
         yield spent
-        await asyncio.sleep(0.005)
+        await asyncio.sleep(0.005)  # the pace of the load
         now = time.monotonic()
         spent += min(now - last, STEP_SECONDS)
         last = now
