@@ -10,6 +10,8 @@ from pathlib import Path
 # child that it is meant for has bound it, unless another server asks for the very same one.
 CHOSEN_PORTS = range(20_000, 32_000)
 TRIES = 200
+# Not the generator that a program may seed: two that are seeded alike would want the same ports at the same time.
+_random = random.SystemRandom()
 
 
 class PortsError(Exception):
@@ -33,19 +35,33 @@ def is_free(host: str, port: int) -> bool:
 
 
 class FreePorts:
-    """Hands out ports that are free on one host, never the same twice."""
+    """Hands out ports that are free on one host, and never one that a living process has had from here."""
 
     def __init__(self, host: str, *, taken: frozenset[int] = frozenset()) -> None:
         self._host = host
-        self._taken = set(taken)
+        self._taken = taken
 
     def take(self) -> int:
         """A free port. Raises PortsError where none is found."""
-        for port in random.sample(CHOSEN_PORTS, TRIES):
-            if port not in self._taken and is_free(self._host, port):
-                self._taken.add(port)
+        for port in _random.sample(CHOSEN_PORTS, TRIES):
+            if port not in self._taken and is_free(self._host, port) and _claim(port):
                 return port
         raise PortsError(f"found no free port between {CHOSEN_PORTS.start} and {CHOSEN_PORTS.stop} on {self._host}")
+
+
+def _claim(port: int) -> bool:
+    """Keep a port from every other `take` on this machine until this process ends; False where another one keeps it.
+
+    A child that is restarted leaves its port free for seconds, in which another stack may look for one.
+    """
+    claim = socket.socket(socket.AF_UNIX)
+    try:
+        claim.bind(f"\0headrace-port-{port}")  # a name without a file: it goes with whoever holds it
+    except OSError:
+        claim.close()
+        return False
+    claim.detach()  # open for as long as the process lives
+    return True
 
 
 def holder(port: int) -> str | None:

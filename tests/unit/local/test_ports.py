@@ -1,0 +1,69 @@
+"""Which ports a stack takes for itself."""
+
+import random
+import subprocess
+import sys
+
+import pytest
+
+from headrace.local import ports
+from headrace.local.ports import FreePorts, PortsError
+
+HOST = "127.0.0.1"
+
+
+@pytest.fixture
+def two_ports(monkeypatch: pytest.MonkeyPatch) -> range:
+    """No others are there to choose from."""
+    first = FreePorts(HOST).take()
+    two = range(first + 1, first + 3)
+    monkeypatch.setattr(ports, "CHOSEN_PORTS", two)
+    monkeypatch.setattr(ports, "TRIES", len(two))
+    return two
+
+
+def test_no_port_is_given_twice(two_ports: range) -> None:
+    given = {FreePorts(HOST).take(), FreePorts(HOST).take()}
+
+    assert given == set(two_ports)
+    with pytest.raises(PortsError, match="found no free port"):
+        FreePorts(HOST).take()
+
+
+def test_what_the_user_named_is_given_to_nobody_else(two_ports: range) -> None:
+    free = FreePorts(HOST, taken=frozenset({two_ports[0]}))
+
+    assert free.take() == two_ports[1]
+    with pytest.raises(PortsError):
+        free.take()
+
+
+def test_a_port_that_a_living_process_was_given_is_not_given_to_another(two_ports: range) -> None:
+    """Not even while nothing listens there, as when a child of that process is restarted."""
+    take_both = f"""if True:
+        from headrace.local import ports
+        ports.CHOSEN_PORTS, ports.TRIES = {two_ports!r}, 2
+        free = ports.FreePorts({HOST!r})
+        print(free.take(), free.take(), flush=True)
+        input()
+    """
+    other = subprocess.Popen(
+        [sys.executable, "-c", take_both], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with other:
+        assert other.stdout is not None
+        assert {int(port) for port in other.stdout.readline().split()} == set(two_ports)
+
+        with pytest.raises(PortsError):
+            FreePorts(HOST).take()
+
+    assert FreePorts(HOST).take() in two_ports
+
+
+def test_processes_that_are_seeded_alike_choose_apart() -> None:
+    given = []
+    for _ in range(2):
+        random.seed(7)
+        given.append([ports._random.sample(range(10_000), 20)])
+
+    assert given[0] != given[1]
