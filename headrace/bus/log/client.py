@@ -1,6 +1,9 @@
 """How the broker is reached, for both ends of the request log, and what it says of itself."""
 
 import logging
+import math
+import time
+from collections.abc import Callable
 from typing import Any
 
 from confluent_kafka import KafkaError
@@ -8,13 +11,14 @@ from confluent_kafka import KafkaError
 from headrace.bus.settings import KafkaSettings
 from headrace.runtime.settings import read_secret
 
+_REPEAT_SECONDS = 60.0
 _log = logging.getLogger(__name__)
 
 
 def client_config(kafka: KafkaSettings, client_id: str) -> dict[str, Any]:  # Any: librdkafka's properties
     """What librdkafka's clients take, from the settings."""
     config: dict[str, Any] = {
-        "error_cb": _heard,
+        "error_cb": Listener(),
         "bootstrap.servers": kafka.bootstrap_servers,
         "client.id": client_id,
         "security.protocol": kafka.security_protocol,
@@ -22,7 +26,7 @@ def client_config(kafka: KafkaSettings, client_id: str) -> dict[str, Any]:  # An
         "reconnect.backoff.ms": 50,
         "reconnect.backoff.max.ms": 500,
         "socket.keepalive.enable": True,
-        # librdkafka would say each failed attempt to connect; `_heard` says once that the broker is away.
+        # librdkafka would say each failed attempt to connect; the listener says now and then that all brokers are away.
         "log_level": 2,
         "allow.auto.create.topics": False,
     }
@@ -37,9 +41,24 @@ def client_config(kafka: KafkaSettings, client_id: str) -> dict[str, Any]:  # An
     return config | {name: str(value) for name, value in optional.items() if value is not None}
 
 
-def _heard(error: KafkaError) -> None:
-    """What a client says of the cluster as a whole, beside what single records and partitions report."""
-    # Every single attempt to reach an absent broker is an error too; that all are away is said once.
-    if error.code() != KafkaError._TRANSPORT:  # noqa: SLF001  librdkafka's local codes are spelled so
+class Listener:
+    """Logs what one client says of the cluster as a whole, beside what single records and partitions report.
+
+    Each kind of trouble at most once a minute: librdkafka says with every attempt to connect that all brokers are away.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._said_at: dict[int, float] = {}
+
+    def __call__(self, error: KafkaError) -> None:
+        """What librdkafka calls as `error_cb`."""
+        code, now = error.code(), self._clock()
+        # What befalls a single connection; that all are away is an error of its own.
+        if code == KafkaError._TRANSPORT:  # noqa: SLF001  librdkafka's local codes are spelled so
+            return
+        if not error.fatal() and now - self._said_at.get(code, -math.inf) < _REPEAT_SECONDS:
+            return
+        self._said_at[code] = now
         extra = {"event": "broker_trouble", "code": error.name(), "why": error.str()}
         _log.log(logging.ERROR if error.fatal() else logging.WARNING, "the broker: %s", error.str(), extra=extra)
