@@ -1,12 +1,23 @@
 """Clients of the running system."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 
 from tests.acceptance.calls import Client, client, with_key
 from tests.acceptance.stack import Stack
 from tests.acceptance.stack_fixture import GUEST_KEY
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Function) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """With a failure comes what its stack did."""
+    report = yield
+    if report.failed:
+        for name, stack in item.funcargs.items():
+            if isinstance(stack, Stack):
+                report.sections.append((f"stack {name}", stack.account()))
+    return report
 
 
 @pytest.fixture

@@ -135,8 +135,11 @@ class Stack:
 
     def account(self) -> str:
         """What there is to know when a test fails."""
-        logs = {path.name: path.read_text(errors="replace")[-600:] for path in (self.state_dir / "logs").glob("*.log")}
-        return f"events {self._events[-6:]}; stderr {self.stderr.read_text()[-600:]!r}; logs {logs}"
+        logs = sorted((self.state_dir / "logs").glob("*.log"))
+        told = {"stderr": self.stderr.read_text(), **{path.name: path.read_text(errors="replace") for path in logs}}
+        lines = [f"event {event}" for event in self._events[-20:]]
+        lines += [f"{name}: {line}" for name, text in told.items() for line in text.splitlines()[-6:]]
+        return "\n".join(line[:300] for line in lines)
 
     def left_behind(self) -> list[int]:
         """The processes that this stack started and that live."""
