@@ -32,7 +32,14 @@ from headrace.bus.announcements import gateway_key
 from headrace.bus.answers.hub import GrpcAnswerHub
 from headrace.bus.answers.wire import Trust
 from headrace.bus.beacon import Beacon
-from headrace.bus.control import KafkaAnnouncements, KafkaUsage, TopicMissingError, Topics, until_own_topics
+from headrace.bus.control import (
+    KafkaAnnouncements,
+    KafkaUsage,
+    TopicMissingError,
+    Topics,
+    until_entered,
+    until_own_topics,
+)
 from headrace.bus.log import KafkaPublisher
 from headrace.bus.protocols import LogError, Outcome, RouterKey
 from headrace.bus.usage import UsageMeter
@@ -207,11 +214,10 @@ class Gateway:
         # The port answers at once, with NOT_SERVING and refusals: a broker that is away is told, not waited for.
         owned.push_async_callback(server.stop, _LAST_WORD_SECONDS)
         await server.start()
-        if not await unless(stop, self._broker_ready()):
+        usage_log = KafkaUsage(self._settings.kafka, client_id=self._client_id)
+        if not await unless(stop, self._reach_broker(owned, usage_log)):
             return
-        await enter(self._announcements)
         await enter(self._publisher)
-        usage_log = await enter(KafkaUsage(self._settings.kafka, client_id=self._client_id))
         owned.push_async_callback(self._usage.end, usage_log, seconds=_GOODBYE_SECONDS)
         beacon = Beacon(self._announcements, key=gateway_key(self._id), heartbeat=self._heartbeat)
         owned.push_async_callback(beacon.leave, seconds=_GOODBYE_SECONDS)
@@ -280,12 +286,13 @@ class Gateway:
             )
         return trust
 
-    async def _broker_ready(self) -> None:
+    async def _reach_broker(self, owned: AsyncExitStack, usage_log: KafkaUsage) -> None:
         topics = Topics(self._settings.kafka, self._settings.topics, client_id=self._client_id)
         try:
             await until_own_topics(self._settings.kafka, topics, self._client_id)
         except TopicMissingError as exc:
             raise Unstartable(str(exc)) from None
+        await until_entered(owned, self._announcements, usage_log)
 
     def _heartbeat(self, beat: int) -> Announcement:
         return Announcement(

@@ -15,7 +15,14 @@ from headrace.bus.answers.links import GrpcAnswerLinks, LinkTerms
 from headrace.bus.answers.whereabouts import Whereabouts
 from headrace.bus.answers.wire import Trust
 from headrace.bus.beacon import Beacon
-from headrace.bus.control import KafkaAnnouncements, KafkaUsage, TopicMissingError, Topics, until_own_topics
+from headrace.bus.control import (
+    KafkaAnnouncements,
+    KafkaUsage,
+    TopicMissingError,
+    Topics,
+    until_entered,
+    until_own_topics,
+)
 from headrace.bus.log import KafkaConsumer
 from headrace.bus.protocols import (
     Failure,
@@ -173,10 +180,9 @@ class Router:
         admin = self._settings.router.admin
         await enter(admin_http(admin.host, admin.port, readiness=self._readiness, metrics=telemetry.parts))
         await enter(self._triton)
-        if not await unless(stop, self._broker_ready()):
+        usage_log = KafkaUsage(self._settings.kafka, client_id=self._client_id)
+        if not await unless(stop, self._reach_broker(owned, usage_log)):
             return
-        await enter(self._announcements)
-        usage_log = await enter(KafkaUsage(self._settings.kafka, client_id=self._client_id))
         owned.push_async_callback(self._last_words, usage_log)
         await enter(self._links)
         await enter(self.consumer)
@@ -195,11 +201,12 @@ class Router:
         spawn("clock", self._tick())
         spawn("loop-lag", lag.keep())
 
-    async def _broker_ready(self) -> None:
+    async def _reach_broker(self, owned: AsyncExitStack, usage_log: KafkaUsage) -> None:
         try:
             await until_own_topics(self._settings.kafka, self._topics, self._client_id)
         except TopicMissingError as exc:
             raise Unstartable(str(exc)) from None
+        await until_entered(owned, self._announcements, usage_log)
 
     async def drain(self) -> None:
         """Take nothing new, give back what has not begun, finish and answer what runs."""

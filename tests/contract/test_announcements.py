@@ -11,7 +11,7 @@ from typing import Self, cast
 import pytest
 from confluent_kafka import Producer
 
-from headrace.bus.control import KafkaAnnouncements, Topics, wait_for_broker
+from headrace.bus.control import KafkaAnnouncements, KafkaUsage, Topics, until_entered, wait_for_broker
 from headrace.bus.memory.announcements import MemoryAnnouncements
 from headrace.bus.protocols import AnnouncementLog, LogUnavailableError, RecordTooLargeError
 from headrace.bus.settings import KafkaSettings, TopicSettings
@@ -296,3 +296,24 @@ async def test_a_log_that_is_not_there_is_told_on_entering() -> None:
     async with asyncio.timeout(ANNOUNCE_SECONDS):
         with pytest.raises(LogUnavailableError, match=address):
             await log.__aenter__()
+
+
+async def test_a_broker_that_goes_away_while_a_process_starts_is_awaited(
+    mortal: MortalBroker, prefix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What it lacked is told once, and not with every try."""
+    log = KafkaAnnouncements(mortal.settings, client_id="test")
+    await mortal.kill()
+
+    async with AsyncExitStack() as owned, asyncio.timeout(SECONDS):
+        entering = asyncio.create_task(until_entered(owned, log, KafkaUsage(mortal.settings, client_id="test")))
+        while "does not answer" not in caplog.text:  # noqa: ASYNC110  a line in the log tells nobody
+            await asyncio.sleep(0.05)
+        assert not entering.done()
+        await mortal.start()
+        await entering
+
+        await _announce_once_it_can(log, f"{prefix}a", beat(1))
+
+    told = [record.message for record in caplog.records if "trying again" in record.message]
+    assert len(told) == len(set(told))

@@ -5,7 +5,7 @@ client: run the contract suites of announcements, topics and usage, and the test
 """
 
 from headrace.bus.control.announcements import KafkaAnnouncements
-from headrace.bus.control.client import wait_for_broker
+from headrace.bus.control.client import until_entered, wait_for_broker
 from headrace.bus.control.topics import TopicMissingError, TopicRefusedError, Topics, until_own_topics
 from headrace.bus.control.usage import KafkaUsage
 
@@ -15,6 +15,7 @@ __all__ = [
     "TopicMissingError",
     "TopicRefusedError",
     "Topics",
+    "until_entered",
     "until_own_topics",
     "wait_for_broker",
 ]

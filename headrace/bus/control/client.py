@@ -4,7 +4,7 @@ import asyncio
 import logging
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
@@ -68,6 +68,25 @@ async def wait_for_broker(kafka: KafkaSettings, client_id: str) -> None:
             await admin.close()
         await asyncio.sleep(delay)  # the pace of retries, not a way to wait for an event
         delay = min(delay * 2, _RETRY_MAX_SECONDS)
+
+
+async def until_entered(owned: AsyncExitStack, *logs: AbstractAsyncContextManager[object]) -> None:
+    """Enter carriers in turn, and leave them with `owned`; a broker that goes away meanwhile is awaited.
+
+    It may have answered a moment ago, and be slow or gone now: that ends no process that starts.
+    """
+    said = ""
+    for log in logs:
+        while True:
+            try:
+                await owned.enter_async_context(log)
+            except LogUnavailableError as exc:
+                if said != str(exc):
+                    said = str(exc)
+                    _log.warning("%s; trying again", said, extra={"event": "broker_awaited", "why": said})
+                await asyncio.sleep(RETRY_SECONDS)  # the pace of retries
+            else:
+                break
 
 
 async def stop(consumer: AIOKafkaConsumer) -> None:
