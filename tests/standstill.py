@@ -10,7 +10,7 @@ those of a cluster's tests, which build on what the tests before them did to it.
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 from _pytest.runner import CallInfo, runtestprotocol
@@ -27,8 +27,7 @@ _PROPERTY = "run again"
 class Standstills:
     """When this process had no turn, as seen by a thread of its own."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(self) -> None:
         self._seen: list[tuple[float, float]] = []
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="standstills", daemon=True)
@@ -47,9 +46,9 @@ class Standstills:
         return max((seconds for ended_at, seconds in self._seen if ended_at >= moment), default=0.0)
 
     def _watch(self) -> None:
-        before = self._clock()
+        before = time.monotonic()
         while not self._ended.wait(LOOK_SECONDS):
-            now = self._clock()
+            now = time.monotonic()
             if now - before >= STILL_SECONDS:
                 self._seen.append((now, now - before))
             before = now
@@ -91,13 +90,18 @@ class RunAgain:
             still = self._standstills.longest_since(began - HEALING_SECONDS)
             if not still:
                 break
-            why = str(failed[0].longrepr).rstrip().rpartition("\n")[2]
-            item.user_properties.append((_PROPERTY, f"the machine stood still for {still:.1f} s: {why}"))
+            told = f"the machine stood still for {still:.1f} s: {_gist(failed[0])}"
+            item.user_properties.append((_PROPERTY, told))
             cleared = CallInfo.from_call(lambda: item.session._setupstate.teardown_exact(None), when="teardown")
             if cleared.excinfo is not None:
                 reports.append(pytest.TestReport.from_item_and_call(item, cleared))
                 break
         return reports
+
+
+def _gist(report: pytest.TestReport) -> str:
+    crash = getattr(report.longrepr, "reprcrash", None)
+    return str(crash.message if crash else report.longrepr).partition("\n")[0]
 
 
 @pytest.hookimpl(trylast=True)
