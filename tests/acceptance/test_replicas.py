@@ -158,10 +158,10 @@ def test_a_router_leaves_under_load_without_a_loss(whole: Stack, tmp_path: Path)
     """What it runs it answers; what it has not begun is run by the other one. It leaves its group and comes back."""
     load, release = Load(whole.ready["grpc"]), tmp_path / "release"
     with client(whole.grpc) as gateway:
-        # More than both windows, and as many as wait behind them: whoever owns the model has calls that run and wait.
+        # More than both windows: whoever owns the model runs as many of them as it may, until they are released.
         calls = [gateway.begin(held(release), seconds=CALL_SECONDS) for _ in range(8)]
-        calls += [gateway.begin(slow(1), seconds=CALL_SECONDS) for _ in range(40)]
         leaving = eventually(lambda: busy_router(whole), seconds=SECONDS, what="a router has calls that wait")
+        calls += [gateway.begin(slow(1), seconds=CALL_SECONDS) for _ in range(40)]
         admin = whole.ready["router_admin"][int(leaving[-1])]
         with load.running():
             since = whole.kill(leaving, signal.SIGTERM)
