@@ -3,6 +3,7 @@
 import asyncio
 import os
 import sqlite3
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from headrace.store.schema import metadata
 _CONNECT_SECONDS = 3
 _STATEMENT_SECONDS = 5
 _BUSY_SECONDS = 5.0
+_RETRY_SECONDS = 0.01
 _MIGRATION_LOCK = 0x68656164  # any number that all of ours agree on
 _MIGRATIONS = Path(__file__).parent / "migrations"
 
@@ -185,7 +187,7 @@ def _sqlite(path: Path) -> sa.Engine:
     @sa.event.listens_for(engine, "connect")
     def configured(connection: sqlite3.Connection, _: object) -> None:
         connection.isolation_level = None  # transactions begin where we say so, and hold what makes tables too
-        connection.execute("PRAGMA journal_mode = WAL")
+        _write_ahead(connection)
         connection.execute("PRAGMA synchronous = FULL")
 
     @sa.event.listens_for(engine, "begin")
@@ -195,6 +197,21 @@ def _sqlite(path: Path) -> sa.Engine:
         connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
 
     return engine
+
+
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    """Readers and a writer beside each other. SQLite does not wait where two change a new file to it at once: we do."""
+    deadline = time.monotonic() + _BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as exc:
+            busy = exc.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY  # of which there are several kinds
+            if not busy or time.monotonic() > deadline:
+                raise
+            time.sleep(_RETRY_SECONDS)  # the pace of retries
+        else:
+            return
 
 
 def _version(connection: sa.Connection) -> str | None:

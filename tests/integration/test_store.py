@@ -1,6 +1,7 @@
 """The database: one suite on SQLite and on PostgreSQL, each real."""
 
 import asyncio
+import sqlite3
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -9,6 +10,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import sqlalchemy as sa
@@ -17,6 +19,7 @@ from alembic.runtime.migration import MigrationContext
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from headrace.store import engine
 from headrace.store.acts import Act, Actor, last_acts, record
 from headrace.store.changes import changes_since
 from headrace.store.engine import SchemaError, Store, StoreUnavailableError
@@ -126,6 +129,39 @@ def test_two_that_upgrade_at_once_do_it_once(place: Place) -> None:
     for store in stores:
         store.check()
         store.close()
+
+
+class Reluctant(sqlite3.Connection):
+    """Refuses to change a file's mode for as long as there are refusals, as SQLite does where two open a new file."""
+
+    refusals: ClassVar[list[int]] = []
+
+    def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
+        if self.refusals and "journal_mode" in sql:
+            error = sqlite3.OperationalError("database is locked")
+            error.sqlite_errorcode = self.refusals.pop()
+            raise error
+        return super().execute(sql, *parameters)
+
+
+def test_a_new_file_that_another_process_opens_too_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every process of a stack opens it when it starts, and SQLite does not always wait while a file's mode changes."""
+    with closing(sqlite3.connect(tmp_path / "new.db", factory=Reluctant)) as connection:
+        monkeypatch.setattr(Reluctant, "refusals", [sqlite3.SQLITE_BUSY, sqlite3.SQLITE_BUSY_RECOVERY])
+        engine._write_ahead(connection)
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+        monkeypatch.setattr(Reluctant, "refusals", [sqlite3.SQLITE_BUSY, sqlite3.SQLITE_READONLY])
+        with pytest.raises(sqlite3.OperationalError):
+            engine._write_ahead(connection)
+        assert Reluctant.refusals == [sqlite3.SQLITE_BUSY]
+
+        monkeypatch.setattr(engine, "_BUSY_SECONDS", 0.0)
+        monkeypatch.setattr(Reluctant, "refusals", [sqlite3.SQLITE_BUSY] * 10_000)
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            engine._write_ahead(connection)
 
 
 def test_tables_of_a_newer_version_are_left_alone(store: Store) -> None:
