@@ -3,17 +3,20 @@
 A virtual machine that shares its host may not run for seconds, all of its processes at once. Then deadlines pass in
 which nobody did anything, and Triton's Python backend, which takes a model process for dead that did not stir for a
 second, kills it and often itself. Such a failure tells nothing of the code, and no deadline is long enough to rule it
-out. So this measures: only a test that failed while the machine stood still, or soon after, is run again, on parts that
-are started anew. Failures of clean-up count whatever the machine did: they may tell of all the tests before. So do
-those of a cluster's tests, which build on what the tests before them did to it.
+out. So this measures: only a test that failed while a thread got no turn for a second, or up to 30 s later, is run
+again, on parts that are started anew. The thread can't tell a machine that stood still from a test that kept Python's
+lock for so long; what was run again is always told. Failures of clean-up count whatever the machine did: they may tell
+of all the tests before. So do those of a cluster's tests, which build on what the tests before them did to it.
 """
 
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
-from _pytest.runner import CallInfo, runtestprotocol
+import pytest_timeout  # type: ignore[import-untyped]  # it has no types
+from _pytest.runner import CallInfo, get_reraise_exceptions, runtestprotocol
 
 STILL_SECONDS = 1.0
 """So long without a turn for a thread that asks for one ten times a second, and the machine stood still."""
@@ -69,8 +72,8 @@ class RunAgain:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
         """Run a test as pytest does, and again where the machine spoilt it."""
-        if "cluster" in item.path.relative_to(item.config.rootpath).parts:
-            return None
+        if "cluster" in item.path.relative_to(item.config.rootpath).parts or item.config.getoption("maxfail"):
+            return None  # who wants to stop at the first failure is told of it at once
         hook = item.ihook
         hook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
         for report in self._reports(item, nextitem):
@@ -80,23 +83,44 @@ class RunAgain:
 
     def _reports(self, item: pytest.Item, nextitem: pytest.Item | None) -> list[pytest.TestReport]:
         """Of the last run."""
-        for left in reversed(range(RUNS)):
-            began = time.monotonic()
-            reports = runtestprotocol(item, log=False, nextitem=nextitem)
+        since = time.monotonic() - HEALING_SECONDS
+        reports = runtestprotocol(item, log=False, nextitem=nextitem)
+        for _ in range(RUNS - 1):
             failed = [report for report in reports if report.failed]
-            if not left or not failed or failed[-1].when == "teardown":
+            if not failed or failed[-1].when == "teardown":
                 break
             time.sleep(2 * LOOK_SECONDS)  # for the watch to have looked
-            still = self._standstills.longest_since(began - HEALING_SECONDS)
+            still = self._standstills.longest_since(since)
             if not still:
                 break
-            told = f"the machine stood still for {still:.1f} s: {_gist(failed[0])}"
-            item.user_properties.append((_PROPERTY, told))
-            cleared = CallInfo.from_call(lambda: item.session._setupstate.teardown_exact(None), when="teardown")
-            if cleared.excinfo is not None:
-                reports.append(pytest.TestReport.from_item_and_call(item, cleared))
-                break
+            with _timed(item):
+                cleared = CallInfo.from_call(
+                    lambda: item.session._setupstate.teardown_exact(None),
+                    when="teardown",
+                    reraise=get_reraise_exceptions(item.config),
+                )
+                if cleared.excinfo is not None:
+                    reports.append(pytest.TestReport.from_item_and_call(item, cleared))
+                    break
+                told = f"the machine stood still for {still:.1f} s: {_gist(failed[0])}"
+                item.user_properties.append((_PROPERTY, told))
+                item._report_sections.clear()
+                since = time.monotonic()
+                reports = runtestprotocol(item, log=False, nextitem=nextitem)
         return reports
+
+
+@contextmanager
+def _timed(item: pytest.Item) -> Iterator[None]:
+    """The limit of a test, which pytest-timeout lifts at its first failure."""
+    settings = pytest_timeout._get_item_settings(item)
+    hook = item.config.pluginmanager.hook
+    if settings.timeout:
+        hook.pytest_timeout_set_timer(item=item, settings=settings)
+    try:
+        yield
+    finally:
+        hook.pytest_timeout_cancel_timer(item=item)
 
 
 def _gist(report: pytest.TestReport) -> str:

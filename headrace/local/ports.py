@@ -39,12 +39,13 @@ class FreePorts:
 
     def __init__(self, host: str, *, taken: frozenset[int] = frozenset()) -> None:
         self._host = host
-        self._taken = taken
+        self._taken = set(taken)
 
     def take(self) -> int:
         """A free port. Raises PortsError where none is found."""
         for port in _random.sample(CHOSEN_PORTS, TRIES):
             if port not in self._taken and is_free(self._host, port) and _claim(port):
+                self._taken.add(port)
                 return port
         raise PortsError(f"found no free port between {CHOSEN_PORTS.start} and {CHOSEN_PORTS.stop} on {self._host}")
 
@@ -54,12 +55,15 @@ def _claim(port: int) -> bool:
 
     A child that is restarted leaves its port free for seconds, in which another stack may look for one.
     """
-    claim = socket.socket(socket.AF_UNIX)
     try:
-        claim.bind(f"\0headrace-port-{port}")  # a name without a file: it goes with whoever holds it
-    except OSError:
-        claim.close()
-        return False
+        claim = socket.socket(socket.AF_UNIX)
+        try:
+            claim.bind(f"\0headrace-port-{port}")  # a name without a file: it goes with whoever holds it
+        except OSError:
+            claim.close()
+            raise
+    except OSError as exc:
+        return exc.errno != errno.EADDRINUSE  # where nothing can be kept, the port is as free as it looked
     claim.detach()  # open for as long as the process lives
     return True
 

@@ -136,7 +136,10 @@ class Stack:
     def account(self) -> str:
         """What there is to know when a test fails."""
         logs = sorted((self.state_dir / "logs").glob("*.log"))
-        told = {"stderr": self.stderr.read_text(), **{path.name: path.read_text(errors="replace") for path in logs}}
+        told = {
+            "stderr": self.stderr.read_text(errors="replace"),
+            **{path.name: path.read_text(errors="replace") for path in logs},
+        }
         lines = [f"event {event}" for event in self._events[-20:]]
         lines += [f"{name}: {line}" for name, text in told.items() for line in text.splitlines()[-6:]]
         return "\n".join(line[:300] for line in lines)

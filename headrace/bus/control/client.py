@@ -75,15 +75,15 @@ async def until_entered(owned: AsyncExitStack, *logs: AbstractAsyncContextManage
 
     It may have answered a moment ago, and be slow or gone now: that ends no process that starts.
     """
-    said = ""
+    said: set[str] = set()
     for log in logs:
         while True:
             try:
                 await owned.enter_async_context(log)
             except LogUnavailableError as exc:
-                if said != str(exc):
-                    said = str(exc)
-                    _log.warning("%s; trying again", said, extra={"event": "broker_awaited", "why": said})
+                if (why := str(exc)) not in said:
+                    said.add(why)
+                    _log.warning("%s; trying again", why, extra={"event": "broker_awaited", "why": why})
                 await asyncio.sleep(RETRY_SECONDS)  # the pace of retries
             else:
                 break

@@ -10,13 +10,19 @@ import pytest
 
 from aggregator.settings import AggregatorSettings
 from gateway.settings import GatewaySettings
-from headrace.local import plan
+from headrace.local import plan, ports
 from headrace.local.database import PASSWORD_FILE
 from headrace.local.options import UpOptions, UsageError
 from headrace.local.ports import FreePorts, holder, is_free
 from headrace.local.supervisor import Component
 from headrace.runtime.settings import ProcessSettings
 from router.settings import RouterSettings
+
+
+@pytest.fixture(autouse=True)
+def _nothing_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ports are planned here by the hundred, and never listened on."""
+    monkeypatch.setattr(ports, "_claim", lambda _: True)
 
 
 @pytest.fixture
