@@ -9,13 +9,12 @@ from hypothesis import settings
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
-pytest_plugins = [  # the stack's imports from the others, which pytest must load first
+pytest_plugins = [  # the last one imports from the others, which pytest must load first
     "tests.integration.broker_fixture",
     "tests.integration.postgres_fixture",
     "tests.integration.redis_fixture",
     "tests.integration.triton_fixture",
     "tests.acceptance.stack_fixture",
-    "tests.standstill",
 ]
 
 
