@@ -26,12 +26,18 @@ SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.Health
 
 
 @pytest.fixture(scope="module")
-def battered(_parts: None, few_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A stack of its own for the tests that kill: each leaves it healed."""
+def lasting(_parts: None, few_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A stack of its own for the tests that kill."""
     options = ("--model-repository", str(few_models))
     with started_stack(tmp_path_factory.mktemp("battered"), *options, env=PATIENT) as running:
-        until_callable(running, FEW_MODELS)
         yield running
+
+
+@pytest.fixture
+def battered(lasting: Stack) -> Stack:
+    """The stack, healed: what one test kills, or what died in it, is not the next one's business."""
+    until_callable(lasting, FEW_MODELS)
+    return lasting
 
 
 @pytest.fixture
