@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import os
 import socket
 from collections.abc import Callable
@@ -51,6 +52,8 @@ from headrace.runtime.lifecycle import Background, Unstartable, serve_until, unl
 from headrace.runtime.telemetry import LoopLag, Telemetry
 from headrace.runtime.trace_context import tracing
 
+ATTACH_SECONDS = 5.0
+"""How long a gateway that starts waits for routers to attach: longer than one that died takes to fall silent."""
 _TICK_SECONDS = 0.25
 _GOODBYE_SECONDS = 2.0
 _LAST_WORD_SECONDS = 1.0  # for what was just refused, and for bodies that were still being read
@@ -83,7 +86,8 @@ class Gateway:
         self._client_id = f"headrace-gateway-{self._id}"
         self._pool = settings.pool.name
         self._leaving = False
-        self._caught_up = asyncio.Event()
+        self._patient_until = math.inf
+        self._reached = False
         self._left: set[RouterKey] = set()
         self._registry = Registry(pool=self._pool, gateway_id=self._id, incarnation=self._incarnation)
         source = f"gateway/{self._id}/{self._incarnation:016x}"
@@ -307,8 +311,10 @@ class Gateway:
     def _readiness(self) -> Readiness:
         if self._leaving:
             return Readiness(ready=False, text="leaving")
-        if not self._caught_up.is_set():
+        if not self._registry.complete:
             return Readiness(ready=False, text="the broker does not answer yet")
+        if not self._reached:
+            return Readiness(ready=False, text="routers that announce themselves have not attached yet")
         if not self.access.ready:
             return Readiness(ready=False, text="the database does not answer yet")
         return Readiness(ready=True, text="ready")
@@ -325,6 +331,7 @@ class Gateway:
     def attached(self, router: RouterKey) -> None:
         """See HubEvents.attached."""
         self._registry.attached(router)
+        self._serve_if_ready()
 
     def left(self, router: RouterKey) -> None:
         """See HubEvents.left."""
@@ -345,14 +352,16 @@ class Gateway:
         clock: Callable[[], float] = asyncio.get_running_loop().time
         async for said in self._announcements.read():
             if said is None:
-                self._caught_up.set()
                 self._registry.complete = True
+                self._patient_until = clock() + ATTACH_SECONDS
                 self._serve_if_ready()
             else:
                 self._registry.apply(*said, clock())
 
     def _serve_if_ready(self) -> None:
-        if self._caught_up.is_set() and self.access.ready:
+        """Once it knows who lives, and they are attached: a call that comes before would find no router alive."""
+        self._reached = self._reached or (self._registry.complete and not self._registry.awaited())
+        if self._reached and self.access.ready and not self._leaving:
             self._health.serve()
 
     async def _tick(self) -> None:
@@ -367,3 +376,9 @@ class Gateway:
         for router in self._registry.advance(now):
             self._delivery.router_lost(router)
         self._delivery.advance(now)
+        if not self._reached and now >= self._patient_until:
+            self._reached = True
+            routers = len(self._registry.awaited())
+            extra = {"event": "routers_awaited", "routers": routers}
+            _log.warning("calls are taken without %d routers that do not attach", routers, extra=extra)
+        self._serve_if_ready()

@@ -52,9 +52,10 @@ class Health:
         admission.subscribe(self.reconsider)
 
     def serve(self) -> None:
-        """The gateway takes calls from here on."""
-        self._serving = True
-        self._wake(self._watchers)
+        """The gateway takes calls from here on. Saying it again changes nothing."""
+        if not self._serving:
+            self._serving = True
+            self._wake(self._watchers)
 
     def reconsider(self) -> None:
         """Who may see what has changed."""

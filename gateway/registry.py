@@ -238,6 +238,14 @@ class Registry:
         """The routers that take calls."""
         return (router for router in self._routers.values() if router.live)
 
+    def awaited(self) -> list[RouterKey]:
+        """Routers that announce that they are ready, and whose reply streams to this gateway do not stand yet."""
+        return [
+            router.key
+            for router in self._routers.values()
+            if router.heartbeat.state == ROUTER_STATE_READY and not (router.attached or router.silent)
+        ]
+
     def statistics(self, model: str) -> list[ModelStatistics]:
         """What each live router's model server counted for a model, by router id."""
         told = sorted(self._statistics.get(model, {}).items())

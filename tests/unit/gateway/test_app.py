@@ -1,6 +1,7 @@
 """The gateway as a whole, without a log: what passes between its parts when routers come, go, and fall silent."""
 
 import asyncio
+import math
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -12,10 +13,11 @@ import pytest
 from cryptography import x509
 from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status
+from grpc_health.v1.health_pb2 import HealthCheckResponse
 
 from gateway import app
 from gateway.administration import SERVICE
-from gateway.app import Gateway
+from gateway.app import ATTACH_SECONDS, Gateway
 from gateway.calls import Call
 from gateway.delivery import TAKE_OVER_SECONDS
 from gateway.errors import RouterLost
@@ -36,10 +38,11 @@ from headrace.bus.answers.whereabouts import Whereabouts
 from headrace.bus.answers.wire import Trust
 from headrace.bus.protocols import Link, Outcome, RouterKey, TopicPartition
 from headrace.bus.settings import KafkaSettings, PoolSettings, ReplyTrustSettings
-from headrace.bus.v1.announcement_pb2 import ROUTER_STATE_LEAVING
+from headrace.bus.v1.announcement_pb2 import ROUTER_STATE_LEAVING, Announcement
 from tests.parts import missing
 from tests.unit.gateway.announcing import GATEWAY, POOL, description, heartbeat, own_heartbeat
 from tests.unit.gateway.certifying import Authority, dns, server_files
+from tests.unit.reluctant import Reluctant
 from tests.unit.scraping import scraper
 
 A, B = RouterKey("a", 1), RouterKey("b", 2)
@@ -120,6 +123,131 @@ def is_tried_again(call: Call, *routers: RouterKey) -> bool:
 
 def now() -> float:
     return asyncio.get_running_loop().time()
+
+
+# Its start.
+
+
+async def nothing(*_: object) -> None:
+    """What a broker that has all topics has to be told."""
+
+
+async def test_a_broker_that_goes_away_while_a_gateway_starts_is_awaited_until_it_is_told_to_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway, stop = Gateway(settings(tmp_path)), asyncio.Event()
+    announcements, usage = Reluctant(refusals=1), Reluctant(refusals=math.inf)
+    monkeypatch.setattr(app, "until_own_topics", nothing)
+    monkeypatch.setattr(app, "KafkaUsage", lambda *_, **__: usage)
+    monkeypatch.setattr(gateway, "_announcements", announcements)
+
+    async with asyncio.timeout(PATIENCE_SECONDS), AsyncExitStack() as owned:
+        starting = asyncio.create_task(gateway.start(owned, stop))
+        await usage.is_tried_twice.wait()
+        assert announcements.tries == 2
+        stop.set()
+        await starting
+
+    assert (announcements.left, usage.left) == (True, False)
+
+
+class Told:
+    """An announcements topic in which so much was said, and no more."""
+
+    def __init__(self, *said: tuple[str, Announcement]) -> None:
+        self._said = said
+        self.is_read = asyncio.Event()
+
+    async def read(self) -> AsyncIterator[tuple[str, Announcement | None] | None]:
+        for each in (*self._said, None):
+            yield each
+        self.is_read.set()
+        await asyncio.Event().wait()
+
+
+@asynccontextmanager
+async def reading(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch, *said: tuple[str, Announcement]
+) -> AsyncIterator[None]:
+    """A gateway that started has read these announcements, which are all there are."""
+    topic = Told(*said)
+    monkeypatch.setattr(gateway, "_announcements", topic)
+    async with gateway.background, asyncio.timeout(PATIENCE_SECONDS):
+        gateway.background.spawn("announcements", gateway._follow())
+        await topic.is_read.wait()
+        yield
+
+
+def takes_calls(gateway: Gateway) -> bool:
+    """What it says itself, to whoever asks; both ways agree."""
+    serving = gateway._health._status("") == HealthCheckResponse.SERVING
+    assert serving == gateway._readiness().ready
+    return serving
+
+
+async def test_a_gateway_takes_calls_once_the_routers_that_announce_themselves_are_attached(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever called it before would be told that no router is alive."""
+    assert not takes_calls(gateway)
+    async with reading(gateway, monkeypatch, heartbeat(A), description(A), heartbeat(B)):
+        assert not takes_calls(gateway)
+        assert "not attached" in gateway._readiness().text
+
+        gateway.attached(A)
+        assert not takes_calls(gateway)
+        gateway.attached(B)
+        assert takes_calls(gateway)
+
+        gateway.detached(A)
+        gateway._advance(now())
+        assert takes_calls(gateway), "what comes and goes later is the models' business"
+
+
+async def test_a_gateway_of_a_pool_without_routers_takes_calls_at_once(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with reading(gateway, monkeypatch):
+        assert takes_calls(gateway)
+
+
+async def test_a_router_that_died_without_a_goodbye_holds_up_a_start_until_it_is_known_to_be_silent(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with reading(gateway, monkeypatch, heartbeat(A), description(A)):
+        began = now()
+        for beat in range(1, 5):
+            gateway._registry.apply(*own_heartbeat(beat, gateway._incarnation), began + beat - 1)
+
+        gateway._advance(began + ROUTER_SILENCE_SECONDS - 0.5)
+        assert not takes_calls(gateway)
+        gateway._advance(began + ROUTER_SILENCE_SECONDS + 0.5)
+        assert takes_calls(gateway)
+
+
+async def test_routers_that_live_and_do_not_attach_hold_up_a_start_for_a_while_only(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with reading(gateway, monkeypatch, heartbeat(A), heartbeat(B)):
+        gateway.attached(B)
+        gateway._advance(now() + ATTACH_SECONDS - 0.5)
+        assert not takes_calls(gateway)
+        gateway._advance(now() + ATTACH_SECONDS + 0.5)
+        assert takes_calls(gateway)
+
+    [told] = [record for record in caplog.records if getattr(record, "event", "") == "routers_awaited"]
+    assert vars(told)["routers"] == 1
+
+
+async def test_a_gateway_that_leaves_takes_no_calls_again(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever changes meanwhile."""
+    async with reading(gateway, monkeypatch):
+        await gateway.drain()
+
+        gateway._advance(now())
+        gateway.attached(A)
+
+        assert not takes_calls(gateway)
 
 
 # Silence.

@@ -93,6 +93,25 @@ def test_a_live_router_without_partitions_or_without_a_ready_version_takes_no_ca
     assert unloaded.models["simple"].versions[0].reason == "unloaded"
 
 
+def test_a_router_that_is_ready_is_awaited_until_it_is_attached() -> None:
+    known = registry(heartbeat(A), heartbeat(B))
+    assert known.awaited() == [A, B]
+
+    known.attached(A)
+    assert known.awaited() == [B]
+    known.detached(A)
+    assert known.awaited() == [A, B]
+
+
+@pytest.mark.parametrize("state", [ROUTER_STATE_LEAVING, ROUTER_STATE_SERVER_AWAY])
+def test_a_router_that_takes_no_calls_is_not_awaited(state: RouterState) -> None:
+    assert registry(heartbeat(A, state=state)).awaited() == []
+
+
+def test_a_former_run_that_is_attached_is_not_the_router_that_is_awaited() -> None:
+    assert registry(heartbeat(A), attached=(RouterKey("a", 99),)).awaited() == [A]
+
+
 def test_models_of_another_pool_are_not_ours() -> None:
     assert not registry(heartbeat(A), description(A, pool="other"), attached=(A,)).models
 
@@ -195,6 +214,17 @@ def test_a_silent_router_is_dead_after_three_seconds() -> None:
     clock.run(seconds=0.3)
     assert clock.live() == {"a"}
     assert owners(clock.known) == [A]
+
+
+def test_a_router_of_which_only_old_words_are_left_is_not_awaited_for_long() -> None:
+    """It died without a goodbye, perhaps long ago; the topic keeps its last heartbeat."""
+    clock = Clock()
+    clock.known.apply(*heartbeat(A), clock.now)
+
+    clock.run(seconds=2.9)
+    assert clock.known.awaited() == [A]
+    clock.run(seconds=0.3)
+    assert clock.known.awaited() == []
 
 
 def test_a_router_whose_answers_come_is_alive_without_a_heartbeat() -> None:

@@ -1,6 +1,7 @@
 """The router as a whole, without a log: what it counts of its calls, when it is ready, and how it ends."""
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -25,6 +26,7 @@ from router.departed import Departed
 from router.inventory import LoadedModel
 from router.settings import AdminSettings, RouterSection, RouterSettings, TritonSettings
 from tests.unit.gateway.certifying import Authority, server_files
+from tests.unit.reluctant import Reluctant
 from tests.unit.router.rig import settle
 from tests.unit.scraping import scraper
 
@@ -78,6 +80,32 @@ async def test_model_time_is_counted_by_tenant_and_model(router: Router, model: 
     assert report.source == f"router/canary/r/{router.key.incarnation:016x}"
     assert (entry.tenant, entry.key_id, entry.model, entry.calls) == ("acme", "", model, 0)
     assert entry.model_micros == 1_750_000
+
+
+# Its start.
+
+
+async def nothing(*_: object) -> None:
+    """What a broker that has all topics has to be told."""
+
+
+async def test_a_broker_that_goes_away_while_a_router_starts_is_awaited_until_it_is_told_to_stop(
+    router: Router, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop = asyncio.Event()
+    announcements, usage = Reluctant(refusals=1), Reluctant(refusals=math.inf)
+    monkeypatch.setattr(app, "until_own_topics", nothing)
+    monkeypatch.setattr(app, "KafkaUsage", lambda *_, **__: usage)
+    monkeypatch.setattr(router, "_announcements", announcements)
+
+    async with asyncio.timeout(SECONDS), AsyncExitStack() as owned:
+        starting = asyncio.create_task(router.start(owned, stop))
+        await usage.is_tried_twice.wait()
+        assert announcements.tries == 2
+        stop.set()
+        await starting
+
+    assert (announcements.left, usage.left) == (True, False)
 
 
 # What it measures.
