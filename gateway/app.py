@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import math
 import os
 import socket
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from gateway.health import Health
 from gateway.infer import METHOD as MODEL_INFER
 from gateway.infer import CallTerms, ModelInfer
 from gateway.metrics import instruments
+from gateway.opening import Opening
 from gateway.reflection import Reflection
 from gateway.registry import Registry
 from gateway.rest import service as rest
@@ -52,8 +52,6 @@ from headrace.runtime.lifecycle import Background, Unstartable, serve_until, unl
 from headrace.runtime.telemetry import LoopLag, Telemetry
 from headrace.runtime.trace_context import tracing
 
-ATTACH_SECONDS = 5.0
-"""How long a gateway that starts waits for routers to attach: longer than one that died takes to fall silent."""
 _TICK_SECONDS = 0.25
 _GOODBYE_SECONDS = 2.0
 _LAST_WORD_SECONDS = 1.0  # for what was just refused, and for bodies that were still being read
@@ -86,10 +84,9 @@ class Gateway:
         self._client_id = f"headrace-gateway-{self._id}"
         self._pool = settings.pool.name
         self._leaving = False
-        self._patient_until = math.inf
-        self._reached = False
         self._left: set[RouterKey] = set()
         self._registry = Registry(pool=self._pool, gateway_id=self._id, incarnation=self._incarnation)
+        self._opening = Opening(self._registry)
         source = f"gateway/{self._id}/{self._incarnation:016x}"
         self.access = Access(
             own, settings.database, pool=self._pool, source=source, gateways=lambda: self._registry.gateways
@@ -313,7 +310,7 @@ class Gateway:
             return Readiness(ready=False, text="leaving")
         if not self._registry.complete:
             return Readiness(ready=False, text="the broker does not answer yet")
-        if not self._reached:
+        if not self._opening.is_open:
             return Readiness(ready=False, text="routers that announce themselves have not attached yet")
         if not self.access.ready:
             return Readiness(ready=False, text="the database does not answer yet")
@@ -353,15 +350,13 @@ class Gateway:
         async for said in self._announcements.read():
             if said is None:
                 self._registry.complete = True
-                self._patient_until = clock() + ATTACH_SECONDS
                 self._serve_if_ready()
             else:
                 self._registry.apply(*said, clock())
 
     def _serve_if_ready(self) -> None:
-        """Once it knows who lives, and they are attached: a call that comes before would find no router alive."""
-        self._reached = self._reached or (self._registry.complete and not self._registry.awaited())
-        if self._reached and self.access.ready and not self._leaving:
+        self._opening.look(asyncio.get_running_loop().time())
+        if self._readiness().ready:
             self._health.serve()
 
     async def _tick(self) -> None:
@@ -376,9 +371,4 @@ class Gateway:
         for router in self._registry.advance(now):
             self._delivery.router_lost(router)
         self._delivery.advance(now)
-        if not self._reached and now >= self._patient_until:
-            self._reached = True
-            routers = len(self._registry.awaited())
-            extra = {"event": "routers_awaited", "routers": routers}
-            _log.warning("calls are taken without %d routers that do not attach", routers, extra=extra)
         self._serve_if_ready()

@@ -208,7 +208,7 @@ class Registry:
 
     def advance(self, now: float) -> list[RouterKey]:
         """Let time pass: the routers that are returned have been silent for too long, and are not live from here on."""
-        if self._log_heard_at is None or now - self._log_heard_at > LOG_SILENCE_SECONDS:
+        if not self.log_works_for(now):
             return []
         self._count_gateways(now)
         fell_silent = [router for router in self._routers.values() if not router.silent and self._is_mute(router, now)]
@@ -234,12 +234,18 @@ class Registry:
         """Since when this gateway has not read its own announcement back; None before the first one."""
         return None if self._log_heard_at is None else now - self._log_heard_at
 
+    def log_works_for(self, now: float) -> float:
+        """For how many seconds this gateway's own announcements have come back to it; 0 where they do not."""
+        if self._log_heard_at is None or now - self._log_heard_at > LOG_SILENCE_SECONDS:
+            return 0.0
+        return now - self._log_works_since
+
     def live_routers(self) -> Iterator[Router]:
         """The routers that take calls."""
         return (router for router in self._routers.values() if router.live)
 
-    def awaited(self) -> list[RouterKey]:
-        """Routers that announce that they are ready, and whose reply streams to this gateway do not stand yet."""
+    def unattached(self) -> list[RouterKey]:
+        """Routers that announce that they are ready, are not silent, and have no reply stream to this gateway."""
         return [
             router.key
             for router in self._routers.values()

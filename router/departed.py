@@ -1,4 +1,4 @@
-"""Which routers of this pool are gone for good, and what they said of models that nobody has taken back."""
+"""Which routers of this pool are gone for good, and what they said that nobody has taken back."""
 
 import logging
 import math
@@ -31,7 +31,8 @@ class _Other:
 class Departed:
     """Forgets routers of the pool that have said nothing for long, on their behalf.
 
-    A router that leaves takes back its heartbeat alone, so that a pool without a router stays known.
+    A router that leaves takes back its heartbeat alone, so that a pool without a router stays known; one that dies not
+    even that, and each gateway that starts would wait for it.
     """
 
     def __init__(
@@ -62,14 +63,12 @@ class Departed:
         """Take one announcement."""
         if key.pool != self._pool:
             return
-        if key.kind == "router":
-            if key.id != self._own.id:
-                self._hear(key.id, now)
-            elif announcement is None:
+        if key.kind == "router" and key.id == self._own.id:
+            if announcement is None:
                 self._say_all_again()  # another process under this id left, whose words may be the newest
             elif announcement.router.incarnation == self._own.incarnation:
                 self._own_heartbeat(now)
-        elif key.kind in {"model", "statistics"}:
+        elif key.kind in {"router", "model", "statistics"}:
             self._word(key, announcement, now)
 
     def due(self, now: float) -> list[str]:
@@ -111,11 +110,14 @@ class Departed:
             else:
                 self._own_words.add(text)
             return
-        self._on_their_way.discard(text)
         if announcement is not None:
             self._hear(key.id, now).words.add(text)
-        elif key.id in self._others:
-            self._others[key.id].words.discard(text)
+        else:
+            if key.kind == "router" and text not in self._on_their_way:
+                self._hear(key.id, now)  # a goodbye
+            if key.id in self._others:
+                self._others[key.id].words.discard(text)
+        self._on_their_way.discard(text)
 
     def _hear(self, router_id: str, now: float) -> _Other:
         other = self._others.setdefault(router_id, _Other(now))

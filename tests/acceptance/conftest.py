@@ -14,9 +14,8 @@ def pytest_runtest_makereport(item: pytest.Function) -> Generator[None, pytest.T
     """With a failure comes what its stack did."""
     report = yield
     if report.failed:
-        for name, stack in item.funcargs.items():
-            if isinstance(stack, Stack):
-                report.sections.append((f"stack {name}", stack.account()))
+        stacks = {id(each): (name, each) for name, each in item.funcargs.items() if isinstance(each, Stack)}
+        report.sections += [(f"stack {name}", stack.account()) for name, stack in stacks.values()]
     return report
 
 

@@ -85,7 +85,6 @@ def test_triton_is_killed(battered: Stack, gateway: Client, tmp_path: Path) -> N
     battered.until_back("triton-0", since)
     release.touch()
     assert call.result(timeout=HEAL_SECONDS).raw_output_contents
-    until_callable(battered)
     answers_again(gateway)
 
 

@@ -25,3 +25,7 @@ class Reluctant:
 
     async def __aexit__(self, *_: object) -> None:
         self.left = True
+
+
+async def nothing(*_: object) -> None:
+    """What a broker that has all topics has to be told."""

@@ -16,8 +16,9 @@ from google.rpc.status_pb2 import Status
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 
 from gateway import app
+from gateway.access import Access
 from gateway.administration import SERVICE
-from gateway.app import ATTACH_SECONDS, Gateway
+from gateway.app import Gateway
 from gateway.calls import Call
 from gateway.delivery import TAKE_OVER_SECONDS
 from gateway.errors import RouterLost
@@ -33,6 +34,7 @@ from gateway.settings import (
     IdentitySettings,
     ReplySettings,
 )
+from headrace.bus.announcements import router_key
 from headrace.bus.answers.links import GrpcAnswerLinks, LinkTerms
 from headrace.bus.answers.whereabouts import Whereabouts
 from headrace.bus.answers.wire import Trust
@@ -42,7 +44,7 @@ from headrace.bus.v1.announcement_pb2 import ROUTER_STATE_LEAVING, Announcement
 from tests.parts import missing
 from tests.unit.gateway.announcing import GATEWAY, POOL, description, heartbeat, own_heartbeat
 from tests.unit.gateway.certifying import Authority, dns, server_files
-from tests.unit.reluctant import Reluctant
+from tests.unit.reluctant import Reluctant, nothing
 from tests.unit.scraping import scraper
 
 A, B = RouterKey("a", 1), RouterKey("b", 2)
@@ -128,10 +130,6 @@ def now() -> float:
 # Its start.
 
 
-async def nothing(*_: object) -> None:
-    """What a broker that has all topics has to be told."""
-
-
 async def test_a_broker_that_goes_away_while_a_gateway_starts_is_awaited_until_it_is_told_to_stop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,18 +188,12 @@ async def test_a_gateway_takes_calls_once_the_routers_that_announce_themselves_a
 ) -> None:
     """Whoever called it before would be told that no router is alive."""
     assert not takes_calls(gateway)
-    async with reading(gateway, monkeypatch, heartbeat(A), description(A), heartbeat(B)):
+    async with reading(gateway, monkeypatch, heartbeat(A), description(A)):
         assert not takes_calls(gateway)
         assert "not attached" in gateway._readiness().text
 
         gateway.attached(A)
-        assert not takes_calls(gateway)
-        gateway.attached(B)
         assert takes_calls(gateway)
-
-        gateway.detached(A)
-        gateway._advance(now())
-        assert takes_calls(gateway), "what comes and goes later is the models' business"
 
 
 async def test_a_gateway_of_a_pool_without_routers_takes_calls_at_once(
@@ -211,41 +203,38 @@ async def test_a_gateway_of_a_pool_without_routers_takes_calls_at_once(
         assert takes_calls(gateway)
 
 
-async def test_a_router_that_died_without_a_goodbye_holds_up_a_start_until_it_is_known_to_be_silent(
+async def test_whether_routers_are_still_awaited_is_looked_at_again_and_again(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with reading(gateway, monkeypatch, heartbeat(A), description(A)):
-        began = now()
-        for beat in range(1, 5):
-            gateway._registry.apply(*own_heartbeat(beat, gateway._incarnation), began + beat - 1)
-
-        gateway._advance(began + ROUTER_SILENCE_SECONDS - 0.5)
+    async with reading(gateway, monkeypatch, heartbeat(A)):
+        gateway._registry.apply(router_key(POOL, A.id), None, now())
         assert not takes_calls(gateway)
-        gateway._advance(began + ROUTER_SILENCE_SECONDS + 0.5)
+
+        gateway._advance(now())
         assert takes_calls(gateway)
 
 
-async def test_routers_that_live_and_do_not_attach_hold_up_a_start_for_a_while_only(
-    gateway: Gateway, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+async def test_a_gateway_whose_database_answers_last_takes_calls_then(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with reading(gateway, monkeypatch, heartbeat(A), heartbeat(B)):
-        gateway.attached(B)
-        gateway._advance(now() + ATTACH_SECONDS - 0.5)
+    monkeypatch.setattr(Access, "ready", False)
+    async with reading(gateway, monkeypatch):
         assert not takes_calls(gateway)
-        gateway._advance(now() + ATTACH_SECONDS + 0.5)
-        assert takes_calls(gateway)
 
-    [told] = [record for record in caplog.records if getattr(record, "event", "") == "routers_awaited"]
-    assert vars(told)["routers"] == 1
+        monkeypatch.setattr(Access, "ready", True)
+        gateway._serve_if_ready()
+        assert takes_calls(gateway)
 
 
 async def test_a_gateway_that_leaves_takes_no_calls_again(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever changes meanwhile."""
     async with reading(gateway, monkeypatch):
+        assert takes_calls(gateway)
         await gateway.drain()
 
         gateway._advance(now())
         gateway.attached(A)
+        gateway._serve_if_ready()
 
         assert not takes_calls(gateway)
 

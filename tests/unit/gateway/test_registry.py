@@ -93,23 +93,23 @@ def test_a_live_router_without_partitions_or_without_a_ready_version_takes_no_ca
     assert unloaded.models["simple"].versions[0].reason == "unloaded"
 
 
-def test_a_router_that_is_ready_is_awaited_until_it_is_attached() -> None:
+def test_a_router_that_is_ready_is_unattached_until_its_stream_stands() -> None:
     known = registry(heartbeat(A), heartbeat(B))
-    assert known.awaited() == [A, B]
+    assert known.unattached() == [A, B]
 
     known.attached(A)
-    assert known.awaited() == [B]
+    assert known.unattached() == [B]
     known.detached(A)
-    assert known.awaited() == [A, B]
+    assert known.unattached() == [A, B]
 
 
 @pytest.mark.parametrize("state", [ROUTER_STATE_LEAVING, ROUTER_STATE_SERVER_AWAY])
-def test_a_router_that_takes_no_calls_is_not_awaited(state: RouterState) -> None:
-    assert registry(heartbeat(A, state=state)).awaited() == []
+def test_a_router_that_takes_no_calls_is_not_counted_as_unattached(state: RouterState) -> None:
+    assert registry(heartbeat(A, state=state)).unattached() == []
 
 
-def test_a_former_run_that_is_attached_is_not_the_router_that_is_awaited() -> None:
-    assert registry(heartbeat(A), attached=(RouterKey("a", 99),)).awaited() == [A]
+def test_a_router_whose_former_run_is_attached_is_unattached() -> None:
+    assert registry(heartbeat(A), attached=(RouterKey("a", 99),)).unattached() == [A]
 
 
 def test_models_of_another_pool_are_not_ours() -> None:
@@ -216,15 +216,31 @@ def test_a_silent_router_is_dead_after_three_seconds() -> None:
     assert owners(clock.known) == [A]
 
 
-def test_a_router_of_which_only_old_words_are_left_is_not_awaited_for_long() -> None:
+def test_a_router_of_which_only_old_words_are_left_is_unattached_until_it_is_silent() -> None:
     """It died without a goodbye, perhaps long ago; the topic keeps its last heartbeat."""
     clock = Clock()
     clock.known.apply(*heartbeat(A), clock.now)
 
     clock.run(seconds=2.9)
-    assert clock.known.awaited() == [A]
+    assert clock.known.unattached() == [A]
     clock.run(seconds=0.3)
-    assert clock.known.awaited() == []
+    assert clock.known.unattached() == []
+
+
+def test_how_long_the_log_has_worked_counts_from_the_first_own_heartbeat_after_it_was_away() -> None:
+    clock = Clock()
+    assert clock.known.log_works_for(clock.now) == 0
+
+    clock.run(seconds=10)
+    assert clock.known.log_works_for(clock.now) == pytest.approx(10)
+
+    clock.log_works = False
+    clock.run(seconds=3)
+    assert clock.known.log_works_for(clock.now) == 0
+
+    clock.log_works = True
+    clock.run(seconds=2)
+    assert clock.known.log_works_for(clock.now) == pytest.approx(1)
 
 
 def test_a_router_whose_answers_come_is_alive_without_a_heartbeat() -> None:

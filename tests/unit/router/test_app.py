@@ -26,7 +26,7 @@ from router.departed import Departed
 from router.inventory import LoadedModel
 from router.settings import AdminSettings, RouterSection, RouterSettings, TritonSettings
 from tests.unit.gateway.certifying import Authority, server_files
-from tests.unit.reluctant import Reluctant
+from tests.unit.reluctant import Reluctant, nothing
 from tests.unit.router.rig import settle
 from tests.unit.scraping import scraper
 
@@ -83,10 +83,6 @@ async def test_model_time_is_counted_by_tenant_and_model(router: Router, model: 
 
 
 # Its start.
-
-
-async def nothing(*_: object) -> None:
-    """What a broker that has all topics has to be told."""
 
 
 async def test_a_broker_that_goes_away_while_a_router_starts_is_awaited_until_it_is_told_to_stop(

@@ -30,6 +30,7 @@ from tests.unit.router.test_gateways import Links
 
 OWN = RouterKey("m", 1)
 FORGET = int(FORGET_SECONDS)
+HEARTBEAT = router_key(POOL, "x")
 MODEL, STATISTICS = model_key(POOL, "x", "simple"), statistics_key(POOL, "x", "simple")
 
 
@@ -90,7 +91,7 @@ def test_what_a_silent_router_said_is_taken_back_after_ten_minutes_once(clockwor
     clockwork.wait(1)
     assert clockwork.wait(FORGET - 1) == []
 
-    assert sorted(clockwork.wait(1)) == [MODEL, STATISTICS]
+    assert sorted(clockwork.wait(1)) == [MODEL, HEARTBEAT, STATISTICS]
     assert clockwork.wait(FORGET) == []
 
 
@@ -101,6 +102,26 @@ def test_a_router_that_said_goodbye_has_as_long_to_come_back(clockwork: Clockwor
 
     assert clockwork.wait(FORGET) == []
     assert sorted(clockwork.wait(1)) == [MODEL, STATISTICS]
+
+
+def test_a_router_that_died_without_a_word_about_models_is_taken_back_too() -> None:
+    """Each gateway that starts would wait for it, for ever."""
+    clockwork = Clockwork()
+    clockwork.heartbeat(RouterKey("x", 1))
+    clockwork.departed.caught_up(clockwork.now)
+
+    assert clockwork.wait(FORGET + 1) == [HEARTBEAT]
+
+
+def test_what_is_taken_back_of_its_heartbeat_is_no_goodbye() -> None:
+    """Else the rest would be kept for another ten minutes."""
+    clockwork = Clockwork()
+    clockwork.heartbeat(RouterKey("x", 1))
+    for number in range(MOST_ON_THEIR_WAY):
+        clockwork.describe(model=f"m{number}")
+    clockwork.departed.caught_up(clockwork.now)
+
+    assert len(clockwork.wait(FORGET + 4)) == 2 * MOST_ON_THEIR_WAY + 1
 
 
 def test_a_router_that_was_never_heard_counts_from_the_end_of_the_log() -> None:
@@ -130,13 +151,15 @@ def test_a_router_that_came_back_and_went_again_is_forgotten_again(clockwork: Cl
     clockwork.heartbeat(RouterKey("x", 2))
     clockwork.describe()
 
-    assert sorted(clockwork.wait(FORGET + 1)) == [MODEL, STATISTICS]
+    assert sorted(clockwork.wait(FORGET + 1)) == [MODEL, HEARTBEAT, STATISTICS]
 
 
 def test_what_somebody_else_took_back_is_not_taken_back_again(clockwork: Clockwork) -> None:
+    """Nor is it a sign of life."""
+    clockwork.wait(FORGET - 1)
     clockwork.hear(MODEL, None)
 
-    assert clockwork.wait(FORGET + 1) == [STATISTICS]
+    assert clockwork.wait(2) == [STATISTICS]
 
 
 def test_other_pools_and_this_router_itself_are_not_its_business(clockwork: Clockwork) -> None:
@@ -310,11 +333,13 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(router_id=IDS, pool=POOLS, incarnation=st.integers(0, 2))
     def heartbeat(self, router_id: str, pool: str, incarnation: int) -> None:
         self.clockwork.heartbeat(RouterKey(router_id, incarnation), pool)
+        self.holds.add(router_key(pool, router_id))
         self.heard(router_id, pool)
 
     @rule(router_id=IDS, pool=POOLS)
     def goodbye(self, router_id: str, pool: str) -> None:
         self.clockwork.hear(router_key(pool, router_id), None)
+        self.holds.discard(router_key(pool, router_id))
 
     @rule(router_id=IDS, pool=POOLS, model=st.sampled_from("pq"))
     def describe(self, router_id: str, pool: str, model: str) -> None:
@@ -468,6 +493,19 @@ async def test_a_gateway_forgets_the_model_of_a_router_that_is_gone() -> None:
         await fleet.wait(2, stays)
 
         assert {name: model.live for name, model in fleet.registry.models.items()} == {"kept": True}
+
+
+async def test_a_gateway_forgets_a_router_that_died_without_a_goodbye() -> None:
+    """The one that starts then need not wait for it."""
+    async with a_fleet() as fleet:
+        stays, dies = Member(fleet, RouterKey("a", 1), "kept"), Member(fleet, RouterKey("b", 2), "lost")
+        await fleet.wait(2, stays, dies)
+        assert set(fleet.registry.routers) == {"a", "b"}
+
+        await fleet.wait(7, stays)
+
+        assert set(fleet.registry.routers) == {"a"}
+        assert fleet.log.newest(router_key(POOL, "b")) is None
 
 
 async def test_a_pool_without_a_router_stays_known() -> None:
