@@ -479,7 +479,7 @@ def _record(message: Message) -> Record | None:
         # The client does nothing any more, and says so only here.
         raise LogUnavailableError(
             f"the broker does not let this router into its group: {error.str()};"
-            " what HEADRACE_KAFKA__GROUP_PROTOCOL asks of brokers: docs/reference/topics.md, consumer group"
+            " what may be behind it: docs/reference/topics.md, consumer group"
         )
     if error is not None:
         # A partition's trouble (its leader moves, its topic is gone) passes or ends in a rebalance.
