@@ -98,7 +98,6 @@ class Gateway:
             self._registry, self.access.callers, self.access.admission, self.access.audit, self.access.slowed
         )
         self.access.subscribe(self._health.reconsider)
-        self.access.subscribe(self._serve_if_ready)
         self._calls = WaitingCalls(max_calls=own.bounds.calls, max_bytes=own.bounds.request_bytes)
         trust = self._trust()
         self._certificates = {"grpc": own_certificate(own.grpc), "reply": trust.certificate}
@@ -308,10 +307,8 @@ class Gateway:
     def _readiness(self) -> Readiness:
         if self._leaving:
             return Readiness(ready=False, text="leaving")
-        if not self._registry.complete:
-            return Readiness(ready=False, text="the broker does not answer yet")
-        if not self._opening.is_open:
-            return Readiness(ready=False, text="routers that announce themselves have not attached yet")
+        if self._opening.waits_for:
+            return Readiness(ready=False, text=f"waits for {self._opening.waits_for}")
         if not self.access.ready:
             return Readiness(ready=False, text="the database does not answer yet")
         return Readiness(ready=True, text="ready")
@@ -328,7 +325,6 @@ class Gateway:
     def attached(self, router: RouterKey) -> None:
         """See HubEvents.attached."""
         self._registry.attached(router)
-        self._serve_if_ready()
 
     def left(self, router: RouterKey) -> None:
         """See HubEvents.left."""

@@ -208,7 +208,7 @@ class Registry:
 
     def advance(self, now: float) -> list[RouterKey]:
         """Let time pass: the routers that are returned have been silent for too long, and are not live from here on."""
-        if not self.log_works_for(now):
+        if self._log_heard_at is None or now - self._log_heard_at > LOG_SILENCE_SECONDS:
             return []
         self._count_gateways(now)
         fell_silent = [router for router in self._routers.values() if not router.silent and self._is_mute(router, now)]
@@ -233,12 +233,6 @@ class Registry:
     def announcements_age(self, now: float) -> float | None:
         """Since when this gateway has not read its own announcement back; None before the first one."""
         return None if self._log_heard_at is None else now - self._log_heard_at
-
-    def log_works_for(self, now: float) -> float:
-        """For how many seconds this gateway's own announcements have come back to it; 0 where they do not."""
-        if self._log_heard_at is None or now - self._log_heard_at > LOG_SILENCE_SECONDS:
-            return 0.0
-        return now - self._log_works_since
 
     def live_routers(self) -> Iterator[Router]:
         """The routers that take calls."""

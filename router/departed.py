@@ -65,7 +65,9 @@ class Departed:
             return
         if key.kind == "router" and key.id == self._own.id:
             if announcement is None:
-                self._say_all_again()  # another process under this id left, whose words may be the newest
+                # Another process under this id left, whose words may be the newest, or this one was taken for dead.
+                self._taken_back(str(key))
+                self._say_all_again()
             elif announcement.router.incarnation == self._own.incarnation:
                 self._own_heartbeat(now)
         elif key.kind in {"router", "model", "statistics"}:
@@ -110,14 +112,13 @@ class Departed:
             else:
                 self._own_words.add(text)
             return
+        self._on_their_way.discard(text)
         if announcement is not None:
             self._hear(key.id, now).words.add(text)
-        else:
-            if key.kind == "router" and text not in self._on_their_way:
-                self._hear(key.id, now)  # a goodbye
-            if key.id in self._others:
-                self._others[key.id].words.discard(text)
-        self._on_their_way.discard(text)
+        elif (other := self._others.get(key.id)) is not None:
+            other.words.discard(text)
+            if key.kind == "router" and now - other.heard_at <= self._forget_seconds:
+                other.heard_at = now  # a goodbye; later it is another router that took it back
 
     def _hear(self, router_id: str, now: float) -> _Other:
         other = self._others.setdefault(router_id, _Other(now))

@@ -55,11 +55,13 @@ class Beacon:
             self.put(key, None)
 
     def taken_back(self, key: str) -> None:
-        """The log says that a key was taken back: what this process said under it and still means is said again.
+        """The log says that a key was taken back: this process says again what it said under it and still means.
 
         Its own take-backs may be told as well. One that is told late makes it say a newer word twice.
         """
-        if key in self._said:
+        if key == self._key:
+            self.beat_soon()
+        elif key in self._said:
             self._wanted.setdefault(key, self._said.pop(key))
             self._due.set()
         elif self._wanted.get(key) is not None:

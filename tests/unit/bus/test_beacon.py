@@ -299,6 +299,14 @@ async def test_what_it_took_back_itself_is_not_said_again(log: ToldLog, beacon: 
     assert log.said == [("a", about("a")), ("a", None)]
 
 
+async def test_a_heartbeat_that_was_taken_back_is_said_again_before_its_time(log: ToldLog, beacon: Beacon) -> None:
+    async with kept(beacon):
+        await log.until(lambda: log.newest(OWN) is not None)
+        await log.announce(OWN, None)
+        beacon.taken_back(OWN)
+        await log.until(lambda: log.newest(OWN) is not None)
+
+
 @pytest.mark.parametrize("said", [True, False])
 async def test_a_word_that_is_about_to_be_said_or_taken_back_is_so_all_the_same(
     log: ToldLog, beacon: Beacon, *, said: bool

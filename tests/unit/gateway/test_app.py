@@ -6,6 +6,7 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import grpc
 import grpc.aio
@@ -13,7 +14,7 @@ import pytest
 from cryptography import x509
 from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status
-from grpc_health.v1.health_pb2 import HealthCheckResponse
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from gateway import app
 from gateway.access import Access
@@ -34,7 +35,6 @@ from gateway.settings import (
     IdentitySettings,
     ReplySettings,
 )
-from headrace.bus.announcements import router_key
 from headrace.bus.answers.links import GrpcAnswerLinks, LinkTerms
 from headrace.bus.answers.whereabouts import Whereabouts
 from headrace.bus.answers.wire import Trust
@@ -183,17 +183,32 @@ def takes_calls(gateway: Gateway) -> bool:
     return serving
 
 
+async def until_it_serves(gateway: Gateway) -> None:
+    """As who watches its health hears of it."""
+    watching = gateway._health.watch(HealthCheckRequest(), cast("Any", None))
+    async for told in watching:
+        if told.status == HealthCheckResponse.SERVING:
+            break
+    await watching.aclose()
+
+
 async def test_a_gateway_takes_calls_once_the_routers_that_announce_themselves_are_attached(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever called it before would be told that no router is alive."""
     assert not takes_calls(gateway)
     async with reading(gateway, monkeypatch, heartbeat(A), description(A)):
+        gateway.background.spawn("clock", gateway._tick())
+        gateway._registry.apply(*own_heartbeat(1, gateway._incarnation), now())
+        gateway._advance(now())
         assert not takes_calls(gateway)
-        assert "not attached" in gateway._readiness().text
+        assert gateway._readiness().text == "waits for routers that announce themselves, to attach"
 
         gateway.attached(A)
+        await until_it_serves(gateway)
+
         assert takes_calls(gateway)
+        assert gateway._registry.models["simple"].ready
 
 
 async def test_a_gateway_of_a_pool_without_routers_takes_calls_at_once(
@@ -203,38 +218,24 @@ async def test_a_gateway_of_a_pool_without_routers_takes_calls_at_once(
         assert takes_calls(gateway)
 
 
-async def test_whether_routers_are_still_awaited_is_looked_at_again_and_again(
-    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with reading(gateway, monkeypatch, heartbeat(A)):
-        gateway._registry.apply(router_key(POOL, A.id), None, now())
-        assert not takes_calls(gateway)
-
-        gateway._advance(now())
-        assert takes_calls(gateway)
-
-
 async def test_a_gateway_whose_database_answers_last_takes_calls_then(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Access, "ready", False)
     async with reading(gateway, monkeypatch):
+        gateway.background.spawn("clock", gateway._tick())
         assert not takes_calls(gateway)
 
         monkeypatch.setattr(Access, "ready", True)
-        gateway._serve_if_ready()
-        assert takes_calls(gateway)
+        await until_it_serves(gateway)
 
 
 async def test_a_gateway_that_leaves_takes_no_calls_again(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever changes meanwhile."""
     async with reading(gateway, monkeypatch):
         assert takes_calls(gateway)
         await gateway.drain()
 
         gateway._advance(now())
-        gateway.attached(A)
-        gateway._serve_if_ready()
 
         assert not takes_calls(gateway)
 

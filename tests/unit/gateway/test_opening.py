@@ -24,10 +24,10 @@ class Start:
             self.known.apply(*heartbeat(router), self.now)
         self.known.complete = True
 
-    def passes(self, seconds: float, *speaking: RouterKey, log_works: bool = True) -> bool:
-        """Whether it is open after so many seconds, in which these routers announce themselves each second."""
+    def passes(self, seconds: float, *speaking: RouterKey, log_works: bool = True, pace: float = 1.0) -> bool:
+        """Whether it is open after so many seconds, in which these routers announce themselves at this pace."""
         for _ in range(round(seconds * 4)):
-            if log_works and self.now % 1 == 0:
+            if log_works and self.now % pace == 0:
                 self.beat += 1
                 self.known.apply(*own_heartbeat(self.beat), self.now)
                 for router in speaking:
@@ -35,12 +35,12 @@ class Start:
             self.now += 0.25
             self.known.advance(self.now)
             self.opening.look(self.now)
-        return self.opening.is_open
+        return not self.opening.waits_for
 
     def looks(self) -> bool:
         """Whether it is open now."""
         self.opening.look(self.now)
-        return self.opening.is_open
+        return not self.opening.waits_for
 
 
 def told(caplog: pytest.LogCaptureFixture) -> list[list[str]]:
@@ -72,6 +72,7 @@ def test_it_is_not_open_before_all_was_read() -> None:
     start = Start()
     start.known.complete = False
     assert not start.passes(60)
+    assert "broker" in start.opening.waits_for
 
     start.known.complete = True
     assert start.looks()
@@ -114,27 +115,42 @@ def test_where_none_of_those_that_live_attaches_it_stays_shut(caplog: pytest.Log
 
     assert not start.passes(60, A, B)
     assert told(caplog) == [["a", "b"]], "once"
+    assert "attach" in start.opening.waits_for
 
     start.known.attached(A)
     assert start.looks()
 
 
-def test_silence_proves_nothing_while_the_log_is_away(caplog: pytest.LogCaptureFixture) -> None:
-    """Routers can't have heard of this gateway."""
+def test_while_the_log_is_away_nobody_can_have_heard_of_it(caplog: pytest.LogCaptureFixture) -> None:
     start = Start(A, B)
     start.known.attached(A)
 
     assert not start.passes(60, log_works=False)
     assert told(caplog) == []
-    assert not start.passes(2, A, B)
-    assert start.passes(ATTACH_SECONDS, A, B)
+    assert "announcements" in start.opening.waits_for
+    assert not start.passes(ATTACH_SECONDS - 1, A, B)
+    assert start.passes(2, A, B)
+
+
+@pytest.mark.parametrize("attached", [(), (A,)])
+def test_a_slow_log_does_not_make_the_dead_be_waited_for_for_ever(
+    attached: tuple[RouterKey, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    """One so slow that it passes for away time and again, and nobody's silence shows."""
+    start = Start(*attached, RouterKey("dead", 3))
+    for router in attached:
+        start.known.attached(router)
+
+    assert start.passes(ATTACH_SECONDS + 5, *attached, pace=2.0)
+    assert start.known.unattached() == [RouterKey("dead", 3)]
+    assert told(caplog) == []
 
 
 def test_a_standstill_is_no_time_in_which_routers_could_have_come() -> None:
+    """Their words and the sight of them are still to be read when the clock says that it is late."""
     start = Start(A, B)
     start.known.attached(A)
     assert not start.passes(1, A, B)
 
     start.now += 60.0
     assert not start.looks()
-    assert not start.passes(2, A, B)

@@ -227,22 +227,6 @@ def test_a_router_of_which_only_old_words_are_left_is_unattached_until_it_is_sil
     assert clock.known.unattached() == []
 
 
-def test_how_long_the_log_has_worked_counts_from_the_first_own_heartbeat_after_it_was_away() -> None:
-    clock = Clock()
-    assert clock.known.log_works_for(clock.now) == 0
-
-    clock.run(seconds=10)
-    assert clock.known.log_works_for(clock.now) == pytest.approx(10)
-
-    clock.log_works = False
-    clock.run(seconds=3)
-    assert clock.known.log_works_for(clock.now) == 0
-
-    clock.log_works = True
-    clock.run(seconds=2)
-    assert clock.known.log_works_for(clock.now) == pytest.approx(1)
-
-
 def test_a_router_whose_answers_come_is_alive_without_a_heartbeat() -> None:
     """Under load its heartbeats may wait longer in the log than its answers do on their stream."""
     clock = Clock(A, B)
